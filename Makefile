@@ -1,0 +1,34 @@
+# A newcomer types `make demo` and `make test`; both create the environment first.
+PYTHON ?= python3
+VENV   ?= .venv
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+
+.PHONY: help install demo test slow lint clean
+help:
+	@echo "make demo   the whole path on a real game: video -> labels -> policy -> RL, with a report"
+	@echo "make test   lint and the fast tests"
+	@echo "make slow   the tests marked slow"
+	@echo "make install | lint | clean"
+
+install: $(VENV)/.installed
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: install
+	PATH="$(abspath $(BIN)):$$PATH" bash runs/demo.sh
+
+test: install lint
+	$(BIN)/python -m pytest
+
+slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf outputs .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Gymnasium environments and the scripted players that act in them."""

@@ -1,0 +1,1 @@
+"""One file per RL family; its hyperparameters are in `configs/algo/`."""

@@ -1,0 +1,1 @@
+"""One file per pretraining method; its hyperparameters are in `configs/method/`."""

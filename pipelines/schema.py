@@ -1,0 +1,83 @@
+"""What a sample is: keys of arrays, members of a shard, metadata. Spelled here and nowhere else.
+
+A *clip* sample holds video only; a *trajectory* sample also holds actions. On disk both are three
+members of a tar that share a key: `<key>.mp4` (frames), `<key>.npz` (arrays), `<key>.json` (metadata).
+A *label* sample is `<key>.npz` + `<key>.json` whose key equals that of the clip it labels.
+"""
+
+import re
+from dataclasses import asdict, dataclass, field, fields
+
+SCHEMA_VERSION = 1
+KEY_GRAMMAR = re.compile(r"[A-Za-z0-9_-]{1,128}")  # no dot, no slash: webdataset splits keys at dots
+
+VIDEO, ARRAYS, META = "mp4", "npz", "json"  # member extensions
+
+# arrays of an npz member; t = frames of the clip
+PTS = "pts"  # int64 [t] presentation time of the source frame behind each stored frame, in source time-base units
+KEYS = "keys"  # uint8 [t k] 1 = key held during the frame, in the order of the action spec
+MOUSE = "mouse"  # float32 [t 2] degrees turned during the frame: pitch (down positive), yaw (right positive)
+REWARD = "reward"  # float32 [t]
+TERMINATED = "terminated"  # bool [t] the episode ended in a terminal state after this frame's action
+TRUNCATED = "truncated"  # bool [t] the episode was cut after this frame's action
+FIRST = "first"  # bool [t] first frame of an episode
+EFFECTIVE = "effective"  # bool [t k+2] the key or mouse axis visibly did something; scoring only, never an input
+KEY_PROBABILITIES = "key_probabilities"  # float16 [t k] labeller's probability that the key is held
+CAMERA_PROBABILITIES = "camera_probabilities"  # float16 [t 2 bins] labeller's distribution over mouse bins per axis
+COVERAGE = "coverage"  # bool [t] False where no label could be made
+
+# keys of a training batch
+OBSERVATION = "observation"  # uint8 [b t h w c] RGB, or float32 [b t s]
+ACTION = "action"  # int64 [b t 2] joint (buttons class, camera class)
+BINS = "bins"  # int64 [b t 2] camera bins (pitch, yaw)
+MASK = "mask"  # bool [b t] True = real
+WEIGHT = "weight"  # float32 [b t] weight of the frame in the loss
+
+RECORDED, PSEUDO, NONE = "recorded", "pseudo", "none"  # provenance of actions
+
+
+class DataError(Exception):
+    """Bad input, told to the user: what was expected, what came, what to do. Commands print it without a traceback."""
+
+
+@dataclass(frozen=True)
+class SampleMeta:
+    """The `<key>.json` member of a sample."""
+
+    key: str
+    source: str  # original file name, any Unicode
+    source_sha256: str
+    frames: tuple[int, int]  # [start, stop) on the resampled timeline of the source
+    fps: float
+    height: int
+    width: int
+    provenance: str = NONE
+    actions: dict | None = None  # action spec, see pipelines.actions.ActionSpec.to_dict
+    labeller: str | None = None  # content hash of the model that wrote pseudo-actions
+    notes: tuple[str, ...] = ()  # vfr, offset, leading_loss, truncated, ...
+    tags: dict = field(default_factory=dict)  # free: task, map, player, seed
+    schema: int = SCHEMA_VERSION
+
+    def to_dict(self):
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values):
+        """Ignores unknown fields of newer minor writers; refuses another schema version (DataError)."""
+        if values.get("schema") != SCHEMA_VERSION:
+            raise DataError(
+                f"sample {values.get('key')!r} has schema {values.get('schema')!r}, this version reads {SCHEMA_VERSION};"
+                " ingest the source again or install the matching release"
+            )
+        known = {f.name for f in fields(cls)}
+        values = {name: value for name, value in values.items() if name in known}
+        values["frames"] = tuple(values["frames"])
+        values["notes"] = tuple(values.get("notes", ()))
+        return cls(**values)
+
+
+def check_key(key):
+    """Returns `key`, or raises DataError when it breaks the key grammar."""
+    if not KEY_GRAMMAR.fullmatch(key):
+        raise DataError(f"sample key {key!r} is not of the form [A-Za-z0-9_-]{{1,128}} (no dots, no slashes)")
+    return key
