@@ -127,7 +127,7 @@ class FactoredHead(nn.Module):
 
     def forward(self, latent):
         keys = rearrange(self.keys(latent), "... (k two) -> ... k two", two=2)
-        camera = rearrange(self.camera(latent), "... (axis k) -> ... axis k", axis=2)
+        camera = rearrange(self.camera(latent), "... (two k) -> ... two k", two=2)
         return Factored.from_logits(keys, camera)
 
 
