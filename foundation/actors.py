@@ -1,0 +1,65 @@
+"""Who acts in an evaluation: a policy with its memory, or a baseline that needs no training."""
+
+import torch
+
+from foundation.rollout import on_cpu, take, to_environment
+
+
+class PolicyActor:
+    """Samples from a policy (or takes its mode), carrying one memory per environment."""
+
+    def __init__(self, policy, codec, seed=0, greedy=False, device="cpu"):
+        self.policy, self.codec, self.greedy, self.device = policy.eval(), codec, greedy, device
+        self.seed = seed
+
+    def start(self, environments):
+        self.generator = torch.Generator().manual_seed(self.seed)
+        self.state = self.policy.initial_state(len(environments), self.device)
+
+    def keep(self, rows):
+        """Goes on in these environments only."""
+        self.state = take(self.state, rows)
+
+    @torch.no_grad()
+    def act(self, frame):
+        """Frame of b environments -> b actions."""
+        observation, first = torch.from_numpy(frame.observation), torch.from_numpy(frame.first)
+        joint, _, self.state = self.policy.step(observation.to(self.device), first.to(self.device), self.state)
+        joint = on_cpu(joint)
+        return to_environment(self.codec, joint.mode() if self.greedy else joint.sample(self.generator))
+
+
+class RandomActor:
+    """Uniform over the joint classes: the policy that knows nothing."""
+
+    def __init__(self, codec, seed=0):
+        self.codec, self.seed = codec, seed
+
+    def start(self, environments):
+        self.generator = torch.Generator().manual_seed(self.seed)
+
+    def keep(self, rows):
+        pass
+
+    def act(self, frame):
+        size = (len(frame.first),)
+        buttons = torch.randint(self.codec.n_buttons, size, generator=self.generator)
+        camera = torch.randint(self.codec.n_camera, size, generator=self.generator)
+        return to_environment(self.codec, torch.stack([buttons, camera], -1))
+
+
+class NullActor:
+    """Presses nothing."""
+
+    def __init__(self, codec):
+        self.codec = codec
+
+    def start(self, environments):
+        pass
+
+    def keep(self, rows):
+        pass
+
+    def act(self, frame):
+        null = torch.tensor([0, self.codec.camera_null]).expand(len(frame.first), 2)
+        return to_environment(self.codec, null)

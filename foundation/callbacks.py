@@ -1,0 +1,126 @@
+"""What a run shows and leaves behind: progress with rate and time left, metrics.csv, checkpoints."""
+
+import math
+import os
+import sys
+import time
+import warnings
+from collections import deque
+from pathlib import Path
+
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
+from tqdm import tqdm
+
+from foundation.rollout import Episode
+
+
+def csv_logger(folder, every=1):
+    """A logger that writes `<folder>/metrics.csv`."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Experiment logs directory")
+        logger = CSVLogger(str(folder), name="", version="", flush_logs_every_n_steps=every)
+        _ = logger.experiment
+    return logger
+
+
+class Progress(Callback):
+    """A line with rate and time left.
+
+    `count(trainer)` says how many of `total` units are done, `show(trainer)` which numbers stand beside them.
+    """
+
+    def __init__(self, total, unit="step", count=lambda t: t.global_step, show=lambda t: t.progress_bar_metrics):
+        self.total, self.unit, self.count, self.show = total, unit, count, show
+
+    def on_train_start(self, trainer, module):
+        # in a log file a new line now and then, in a terminal a line that moves
+        interval = 0.5 if sys.stderr.isatty() else 10
+        start = min(self.count(trainer), self.total)
+        self.bar = tqdm(total=self.total, initial=start, unit=self.unit, mininterval=interval, dynamic_ncols=True)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        shown = {name: f"{float(value):.4g}" for name, value in self.show(trainer).items()}
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update(min(self.count(trainer), self.total) - self.bar.n)
+
+    def on_train_end(self, trainer, module):
+        self.bar.close()
+
+    def on_exception(self, trainer, module, exception):
+        if hasattr(self, "bar"):
+            self.bar.close()
+
+
+def save_atomically(trainer, path):
+    """Writes the trainer's checkpoint to `path` so that a kill leaves the old file or the new one."""
+    part = Path(f"{path}.part")
+    trainer.save_checkpoint(part)
+    with open(part, "rb+") as handle:
+        os.fsync(handle.fileno())
+    os.replace(part, path)
+
+
+class FinalCheckpoint(Callback):
+    """Leaves `<folder>/last.ckpt`: the final weights, not the best ones."""
+
+    def __init__(self, folder):
+        self.path = Path(folder) / "last.ckpt"
+
+    def on_train_end(self, trainer, module):
+        save_atomically(trainer, self.path)
+
+
+class Experience(Callback):
+    """One row of metrics.csv per rollout of an on-policy stream: frames, returns, and the means of the losses.
+
+    `return` and `success` are means over the last `window` training episodes that ended.
+    """
+
+    def __init__(self, stream, window=100):
+        self.stream, self.sums, self.count = stream, {}, 0
+        self.recent = deque(maxlen=window)
+        self.episodes = 0
+        self.start = time.monotonic()
+
+    def on_train_start(self, trainer, module):
+        self.start, self.frames_at_start = time.monotonic(), self.stream.frames
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        for name, value in outputs["metrics"].items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+        if self.count == self.stream.per_iteration:
+            self._write(trainer, module)
+
+    def _write(self, trainer, module):
+        self.recent.extend(self.stream.episodes)
+        self.episodes += len(self.stream.episodes)
+        row = {name: float(value) / self.count for name, value in self.sums.items()}
+        row |= {"frames": self.stream.frames, "episodes": self.episodes, **module.rollout_metrics, **self.averages()}
+        seconds = time.monotonic() - self.start
+        row["frames_per_second"] = (self.stream.frames - self.frames_at_start) / max(seconds, 1e-9)
+        trainer.logger.log_metrics(row, step=trainer.global_step)
+        self.sums, self.count = {}, 0
+
+    def averages(self):
+        known = [e.success for e in self.recent if e.success is not None]
+        return {
+            "return": _mean([e.returns for e in self.recent]),
+            "success": _mean(known),
+            "episode_frames": _mean([e.frames for e in self.recent]),
+        }
+
+    def state_dict(self):
+        recent = [(e.seed, e.returns, e.frames, e.success) for e in self.recent]
+        return {"stream": self.stream.state_dict(), "recent": recent, "episodes": self.episodes}
+
+    def load_state_dict(self, state):
+        self.stream.load_state_dict(state["stream"])
+        self.recent.extend(Episode(*values) for values in state["recent"])
+        self.episodes = state["episodes"]
+
+
+def _mean(values):
+    return sum(values) / len(values) if values else math.nan
+

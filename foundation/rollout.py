@@ -1,0 +1,284 @@
+"""Acting: several environments stepped together, a policy that carries its memory through them, and the on-policy
+stream that `Trainer.fit` trains on.
+
+An episode ends in two frames: the one whose action ended it, and its *final observation*, kept as a frame of its own
+with `mask` False (its action is ignored, the environment resets instead). So the value of a cut episode's end comes
+out of the ordinary forward pass, and memory sees exactly what it would see when acting.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils._pytree import tree_map
+from torch.utils.data import IterableDataset
+
+from models.heads import Joint
+from pipelines.schema import ACTION, FIRST, MASK, OBSERVATION, REWARD, TERMINATED, TRUNCATED, DataError
+
+SEEDS = 1 << 30  # training episodes use seeds below, evaluation episodes seeds from here on
+
+
+def training_seed(seed, slot, episode):
+    """Seed of a training episode: a function of (run seed, slot, episode number) only, in [0, SEEDS)."""
+    return int(np.random.SeedSequence([seed, slot, episode]).generate_state(1)[0]) % SEEDS
+
+
+def evaluation_seed(seed, episode):
+    """Seed of an evaluation episode, in [SEEDS, 2 SEEDS): never one of training."""
+    return SEEDS + int(np.random.SeedSequence([seed, episode]).generate_state(1)[0]) % SEEDS
+
+
+@dataclass
+class Episode:
+    """A finished episode. `success` is None where the task does not define it."""
+
+    seed: int
+    returns: float
+    frames: int
+    success: bool | None
+
+
+class Slot:
+    """One environment and where it stands; `seed` and `actions` suffice to bring another one to the same place."""
+
+    def __init__(self, index, environment, seed_of):
+        self.index, self.environment, self.seed_of = index, environment, seed_of
+        self.episode = -1
+        self.done = True  # the next step resets
+
+    def step(self, action):
+        """-> (observation, reward, first, terminated, truncated, Episode or None); resets after an end."""
+        if self.done:
+            return self.reset(), 0.0, True, False, False, None
+        observation, reward, terminated, truncated, info = self.environment.step(action)
+        self.actions.append(action)
+        self.returns += float(reward)
+        self.done = bool(terminated or truncated)
+        finished = None
+        if self.done:
+            success = info.get("success")
+            finished = Episode(self.seed, self.returns, len(self.actions), None if success is None else bool(success))
+        return observation, float(reward), False, bool(terminated), bool(truncated), finished
+
+    def reset(self):
+        self.episode += 1
+        self.seed, self.actions, self.returns, self.done = self.seed_of(self.index, self.episode), [], 0.0, False
+        observation, _ = self.environment.reset(seed=self.seed)
+        return observation
+
+    def state_dict(self):
+        return {"episode": self.episode, "actions": list(self.actions), "done": self.done}
+
+    def load_state_dict(self, state):
+        """Replays the running episode: its seed and actions decide where it stands. Returns the observation there."""
+        self.episode = state["episode"] - 1
+        observation = self.reset()
+        for action in state["actions"]:
+            observation, *_ = self.step(action)
+        if self.done != state["done"]:
+            raise DataError(
+                f"replaying {len(state['actions'])} actions of episode {self.episode} ended elsewhere than before:"
+                " the environment is not deterministic given its seed, so this run cannot be resumed exactly"
+            )
+        return observation
+
+
+@dataclass
+class Frame:
+    """What the environments show before the next action, one row per environment."""
+
+    observation: np.ndarray  # uint8 [b h w c]
+    first: np.ndarray  # bool [b]
+    mask: np.ndarray  # bool [b] False = a final observation, its action will be ignored
+
+    def keep(self, rows):
+        return Frame(self.observation[rows], self.first[rows], self.mask[rows])
+
+
+@dataclass
+class Outcome:
+    """What the last action brought, one row per environment; zero where the environment reset instead."""
+
+    reward: np.ndarray  # float32 [b]
+    terminated: np.ndarray  # bool [b]
+    truncated: np.ndarray  # bool [b]
+    episodes: list  # Episodes that ended just now
+
+
+class Environments:
+    """Environments stepped together, by threads: an engine that runs outside Python's lock runs in parallel.
+
+    `seed_of(slot, episode)` gives every episode its seed.
+    """
+
+    def __init__(self, environments, seed_of, threads=None):
+        self.slots = [Slot(i, environment, seed_of) for i, environment in enumerate(environments)]
+        threads = len(self.slots) if threads is None else threads
+        self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
+
+    def __len__(self):
+        return len(self.slots)
+
+    def map(self, function, *columns):
+        return list((self.pool.map if self.pool else map)(function, *columns))
+
+    def reset(self):
+        """Starts an episode in every environment -> Frame."""
+        observation = np.stack(self.map(Slot.reset, self.slots))
+        return Frame(observation, np.ones(len(self), bool), np.ones(len(self), bool))
+
+    def step(self, actions, slots=None):
+        """actions: one per environment (or per given slot) -> (Outcome, Frame)."""
+        results = self.map(Slot.step, self.slots if slots is None else slots, actions)
+        observation, reward, first, terminated, truncated, finished = zip(*results, strict=True)
+        done = np.logical_or(terminated, truncated)
+        outcome = Outcome(
+            np.array(reward, np.float32), np.array(terminated), np.array(truncated), [e for e in finished if e]
+        )
+        return outcome, Frame(np.stack(observation), np.array(first), ~done)
+
+    def state_dict(self):
+        return {"slots": [slot.state_dict() for slot in self.slots]}
+
+    def load_state_dict(self, state):
+        """-> Frame at which the environments stood."""
+        observation = np.stack(self.map(Slot.load_state_dict, self.slots, state["slots"]))
+        first = np.array([not slot.actions for slot in self.slots])
+        return Frame(observation, first, np.array([not slot.done for slot in self.slots]))
+
+    def close(self):
+        """Ends the threads; the environments belong to whoever made them."""
+        if self.pool:
+            self.pool.shutdown()
+
+
+def to_environment(codec, joint):
+    """Joint classes int64 [b 2] -> list of b actions {"keys": uint8 [k], "mouse": float32 [2] degrees}."""
+    keys, bins = codec.from_joint(np.asarray(joint))
+    mouse = codec.from_bins(bins)
+    return [{"keys": k, "mouse": m} for k, m in zip(keys, mouse, strict=True)]
+
+
+def on_cpu(joint):
+    """A Joint whose samples are drawn from a CPU generator, so that a seed means the same on every device."""
+    tensors = (joint.buttons_log_probs.cpu(), joint.camera_log_probs.cpu(), joint.camera_on.cpu())
+    return Joint(*tensors, joint.camera_null)
+
+
+def take(data, rows):
+    """Rows of a nested batch of tensors whose first axis is b."""
+    return tree_map(lambda x: x[rows], data)
+
+
+class Rollout:
+    """Steps a policy in environments, chunk after chunk, through episode boundaries."""
+
+    def __init__(self, environments, codec, seed):
+        self.environments, self.codec = environments, codec
+        self.generator = torch.Generator().manual_seed(seed)
+        self.frame = self.state = None
+
+    @torch.no_grad()
+    def collect(self, policy, length, device="cpu"):
+        """-> (chunk, episodes). The chunk holds [b t ...] tensors, the policy's `state` before it, and `last`, the
+        observation after it. `log_prob` is that of the policy as it acted, one frame at a time."""
+        if self.frame is None:
+            self.frame = self.environments.reset()
+            self.state = policy.initial_state(len(self.environments), device)
+        start, rows, episodes = self.state, [], []
+        for _ in range(length):
+            row, finished = self._advance(policy, device)
+            rows.append(row)
+            episodes += finished
+        chunk = {name: torch.stack([row[name] for row in rows], 1) for name in rows[0]}  # b t ...
+        last = {OBSERVATION: torch.from_numpy(self.frame.observation), FIRST: torch.from_numpy(self.frame.first)}
+        return {**tree_map(lambda x: x.to(device), {**chunk, "last": last}), "state": start}, episodes
+
+    def _advance(self, policy, device):
+        frame = self.frame
+        observation, first = torch.from_numpy(frame.observation), torch.from_numpy(frame.first)
+        joint, _, self.state = policy.step(observation.to(device), first.to(device), self.state)
+        joint = on_cpu(joint)
+        action = joint.sample(self.generator)  # b 2
+        outcome, self.frame = self.environments.step(to_environment(self.codec, action))
+        row = {
+            OBSERVATION: observation,
+            FIRST: first,
+            MASK: torch.from_numpy(frame.mask),
+            ACTION: action,
+            "log_prob": joint.log_prob(action),
+            REWARD: torch.from_numpy(outcome.reward),
+            TERMINATED: torch.from_numpy(outcome.terminated),
+            TRUNCATED: torch.from_numpy(outcome.truncated),
+        }
+        return row, outcome.episodes
+
+    def state_dict(self):
+        return {
+            "environments": self.environments.state_dict(),
+            "generator": self.generator.get_state(),
+            "state": self.state,
+        }
+
+    def load_state_dict(self, state):
+        self.frame = self.environments.load_state_dict(state["environments"])
+        self.generator.set_state(state["generator"])
+        self.state = state["state"]
+
+
+class OnPolicy(IterableDataset):
+    """Minibatches of fresh experience: rollout, then `epochs` passes over it in `minibatches` groups of environments.
+
+    It has a length, so that the trainer does not fetch ahead: each rollout happens when its first minibatch is asked
+    for, with the weights of that moment. `agent.policy` acts; `agent.annotate(chunk, groups)` adds what it trains on.
+    """
+
+    def __init__(self, agent, rollout, iterations, chunk, epochs, minibatches, seed):
+        super().__init__()
+        b = len(rollout.environments)
+        if b % minibatches:
+            raise DataError(f"{b} environments do not divide into {minibatches} minibatches; change one of the two")
+        self.agent, self.rollout = agent, rollout
+        self.iterations, self.chunk, self.epochs, self.minibatches = iterations, chunk, epochs, minibatches
+        self.generator = torch.Generator().manual_seed(seed)
+        self.iteration = self.frames = 0
+        self.episodes = []  # of the latest rollout
+
+    @property
+    def per_iteration(self):
+        return self.epochs * self.minibatches
+
+    def __len__(self):
+        return self.iterations * self.per_iteration
+
+    def __iter__(self):
+        while self.iteration < self.iterations:
+            chunk, self.episodes = self.rollout.collect(self.agent.policy, self.chunk, self.agent.device)
+            self.frames += int(chunk[MASK].sum())
+            groups = self._groups()
+            data = self.agent.annotate(chunk, groups)
+            iteration, self.iteration = self.iteration, self.iteration + 1
+            for epoch in range(self.epochs):
+                groups = self._groups() if epoch else groups
+                for rows in groups:
+                    yield {**take(data, rows), "iteration": iteration}
+
+    def _groups(self):
+        order = torch.randperm(len(self.rollout.environments), generator=self.generator)
+        return order.chunk(self.minibatches)
+
+    def state_dict(self):
+        """Complete between iterations; within one the rest of its minibatches is not kept."""
+        return {
+            "rollout": self.rollout.state_dict(),
+            "generator": self.generator.get_state(),
+            "iteration": self.iteration,
+            "frames": self.frames,
+        }
+
+    def load_state_dict(self, state):
+        self.rollout.load_state_dict(state["rollout"])
+        self.generator.set_state(state["generator"])
+        self.iteration, self.frames = state["iteration"], state["frames"]
