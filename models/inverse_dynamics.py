@@ -1,7 +1,7 @@
 """Inverse dynamics: which keys and mouse motion turned these frames into one another?
 
-Non-causal, as in VPT (arXiv:2206.11795, section 3), with what its release lacks: positions in the trunk, temporal fusion
-at reduced resolution, and a size that fits the number of labels.
+Non-causal, as in VPT (arXiv:2206.11795, section 3), with what its release lacks: positions in the trunk, temporal
+fusion at reduced resolution, and a size that fits the number of labels.
 """
 
 from torch import nn
@@ -18,8 +18,8 @@ class InverseDynamics(nn.Module):
     actions from these (`decode`). `window` is the number of frames it is trained on and labels with.
     """
 
-    def __init__(self, height, width, n_keys, n_bins, window=128, channels=(16, 32, 32, 64, 96), dim=256, layers=2, heads=4,
-                 dropout=0.1, dy=2, dx=5):  # fmt: skip
+    def __init__(self, height, width, n_keys, n_bins, window=128, channels=(16, 32, 32, 64, 96), dim=256, layers=2,
+                 heads=4, dropout=0.1, dy=2, dx=5):  # fmt: skip
         super().__init__()
         self.window = window
         self.encoder = MotionEncoder(height, width, tuple(channels), dim, dy, dx)

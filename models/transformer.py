@@ -111,7 +111,7 @@ class CausalTransformer(nn.Module):
         return self.norm(x), self._next_state(caches, first, state["valid"])
 
     def _mask(self, first, valid):
-        b, t = first.shape
+        t = first.shape[1]
         memory = valid.shape[1]
         episode = F.pad(first.cumsum(1), (memory, 0))  # b m+t; the memory belongs to episode 0 of the chunk
         real = F.pad(valid, (0, t), value=True)  # b m+t

@@ -88,7 +88,7 @@ class MotionEncoder(nn.Module):
         super().__init__()
         c0, c1, c2, c3, c4 = channels
         self.stem = nn.Sequential(nn.Conv2d(3, c0, 5, 2, padding=2), nn.ReLU(), nn.Conv2d(c0, c1, 3, 2, padding=1))
-        self.fuse = nn.Conv2d(c1, 3 * c2, 3, padding=1)  # what a frame says about itself, its successor, its predecessor
+        self.fuse = nn.Conv2d(c1, 3 * c2, 3, padding=1)  # for itself, its successor, its predecessor
         self.correlation = Correlation(dy, dx)
         self.flow = nn.Conv2d((2 * dy + 1) * (2 * dx + 1), c2, 1)
         self.tail = nn.Sequential(

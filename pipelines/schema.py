@@ -29,6 +29,8 @@ COVERAGE = "coverage"  # bool [t] False where no label could be made
 # keys of a training batch
 OBSERVATION = "observation"  # uint8 [b t h w c] RGB, or float32 [b t s]
 ACTION = "action"  # int64 [b t 2] joint (buttons class, camera class)
+BUTTONS_TARGET = "buttons_target"  # float32 [b t k] soft label over joint buttons classes
+CAMERA_TARGET = "camera_target"  # float32 [b t k] soft label over camera classes, given that the mouse moves
 BINS = "bins"  # int64 [b t 2] camera bins (pitch, yaw)
 MASK = "mask"  # bool [b t] True = real
 WEIGHT = "weight"  # float32 [b t] weight of the frame in the loss

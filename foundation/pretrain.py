@@ -1,0 +1,72 @@
+"""Pretrain a model on shards: `python -m foundation.pretrain method=idm data.train=<trajectory shards>`."""
+
+import logging
+from pathlib import Path
+
+import lightning as L
+import torch
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from foundation import callbacks, hub
+from foundation.pretraining.data import ShardData
+from pipelines import checkpoint
+from pipelines.command import command, run_folder
+from pipelines.schema import DataError
+
+log = logging.getLogger(__name__)
+
+
+@command("pretrain")
+def main(cfg):
+    L.seed_everything(cfg.run.seed, verbose=False)
+    folder = run_folder(cfg)
+    data = ShardData(**plain(cfg.data), steps=cfg.steps, seed=cfg.run.seed)
+    net_config = derive(plain(cfg.method.net), data)
+    net = initial_net(net_config, cfg.init)
+    method = plain(cfg.method)
+    task = get_class(method.pop("_target_"))(**{**method, "net": net})
+    log.info("%s: %.1f M parameters, %d frames", method["net"]["_target_"], count(net) / 1e6, data.frames)
+    trainer = callbacks.trainer(cfg.trainer, folder, max_steps=cfg.steps, validate=data.validation is not None)
+    trainer.fit(task, data, ckpt_path=callbacks.resume_path(folder, cfg.resume))
+    summary = {"frames/train": data.frames, "steps": trainer.global_step, "parameters": count(net)}
+    summary |= {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+    hub.save_trained(folder / "model", task.net, net_config, data, summary, cfg)
+    return summary
+
+
+def plain(node):
+    return OmegaConf.to_container(node, resolve=True)
+
+
+def derive(net, data):
+    """Fills in what follows from the data: frame size and numbers of classes. A value set in the config stays."""
+    codec = data.codec
+    known = {
+        "height": data.size[0], "width": data.size[1], "n_keys": codec.n_keys, "n_bins": codec.n_bins,
+        "n_buttons": codec.n_buttons, "n_camera": codec.n_camera, "camera_on": codec.camera_on,
+        "camera_null": codec.camera_null,
+    }  # fmt: skip
+    return {name: known[name] if value is None and name in known else value for name, value in net.items()}
+
+
+def initial_net(net_config, init):
+    """A fresh network, or the one saved at `init` if its configuration is the same."""
+    if init is None:
+        checkpoint.check_targets(net_config)
+        return checkpoint.construct(net_config)
+    bundle = hub.load(init)
+    ours, theirs = {k: v for k, v in net_config.items() if k != "dropout"}, dict(bundle.config["net"])
+    different = sorted(k for k in ours if ours[k] != theirs.get(k))
+    if different:
+        raise DataError(f"init={init} was built with other values of {different}; set method.net.<name> to match them")
+    return bundle.net.train()
+
+
+def count(net):
+    return sum(p.numel() for p in net.parameters())
+
+
+if __name__ == "__main__":
+    torch.set_float32_matmul_precision("high")
+    main()

@@ -1,0 +1,91 @@
+"""Shards -> batches for the pretraining methods, as one LightningDataModule."""
+
+import lightning as L
+import numpy as np
+from torch.utils.data import DataLoader, SequentialSampler
+
+from pipelines.actions import ActionCodec, spec_from
+from pipelines.schema import DataError
+from pipelines.shards import Shards
+from pipelines.stream import FrameStore, LaneSampler, StepSampler, WindowDataset, handle_nulls, load_tracks
+from pipelines.transforms import ClipAugment
+
+
+class ShardData(L.LightningDataModule):
+    """Windows of trajectory shards in an order that depends on (seed, step) alone.
+
+    train, validation: shard folders; labels: label shards joined to `train` by key; carry: lanes whose windows
+    continue (for policies with memory) instead of shuffled windows.
+    """
+
+    def __init__(self, train, validation, labels, length, stride, carry, nulls, targets, augment, batch_size, workers,
+                 cache_gb, hours, steps, seed):  # fmt: skip
+        super().__init__()
+        self.batch_size, self.workers, self.steps, self.seed, self.carry = batch_size, workers, steps, seed, carry
+        self.shards = open_shards(train, "data.train")
+        self.spec, self.size, self.fps = facts(self.shards, open_shards(labels, "data.labels") if labels else None)
+        self.codec = ActionCodec(self.spec)
+        self.window = {"codec": self.codec, "length": length, "seed": seed}
+        limit = None if hours is None else round(hours * 3600 * self.fps)
+        tracks = load_tracks(self.shards, Shards(labels) if labels else None, limit)
+        self.frames = sum(map(len, tracks))
+        self.tracks = [handle_nulls(t, self.codec, nulls) for t in tracks]
+        self.dataset = WindowDataset(
+            self.tracks, FrameStore(self.shards, cache_gb), stride=stride, labels=targets,
+            augment=ClipAugment(**augment) if augment else None, **self.window,
+        )  # fmt: skip
+        self.validation = self._validation(validation, nulls) if validation else None
+
+    def _validation(self, root, nulls):
+        shards = open_shards(root, "data.validation")
+        spec, size, _ = facts(shards, None)
+        if (spec, size) != (self.spec, self.size):
+            raise DataError(
+                f"data.validation has frames {size} of {spec.name}, data.train {self.size} of {self.spec.name}; ingest them alike"
+            )
+        tracks = [handle_nulls(t, self.codec, nulls) for t in load_tracks(shards)]
+        return WindowDataset(tracks, FrameStore(shards, cache_gb=2.0), **self.window)
+
+    def train_dataloader(self):
+        start = self.trainer.global_step * self.trainer.accumulate_grad_batches
+        ranks = {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        items = self.dataset.windows if self.carry else len(self.dataset)
+        sampler = (LaneSampler if self.carry else StepSampler)(
+            items, self.batch_size, self.steps * self.trainer.accumulate_grad_batches, self.seed, start, **ranks
+        )
+        return DataLoader(self.dataset, batch_sampler=sampler, num_workers=self.workers)
+
+    def val_dataloader(self):
+        if self.validation is None:
+            return []
+        order = [(i, 0, True) for i in spread(len(self.validation), 128)]
+        return DataLoader(self.validation, batch_size=self.batch_size, sampler=order, num_workers=0)
+
+
+def spread(n, at_most):
+    """At most `at_most` indices, evenly spread over range(n)."""
+    return np.unique(np.linspace(0, n - 1, min(n, at_most)).round().astype(int)).tolist()
+
+
+def open_shards(root, what):
+    if not root:
+        raise DataError(f"{what} is not set; give a folder of shards (python -m pipelines.ingest makes them)")
+    return Shards(root)
+
+
+def facts(shards, labels):
+    """(action spec, (h, w), fps) of shards; DataError if they differ from sample to sample or actions are missing."""
+    metas = [entry.meta for entry in shards.entries]
+    if not metas:
+        raise DataError(f"{shards.root} holds no samples")
+    specs = [m["actions"] for m in ([e.meta for e in labels.entries] if labels else metas)]
+    if not specs or specs[0] is None:
+        raise DataError(
+            f"{shards.root} holds video without actions; label it first: python -m pipelines.label clips={shards.root}"
+            " idm=<model> out=<labels>, then pass data.labels=<labels>"
+        )
+    distinct = {(m["height"], m["width"], m["fps"]) for m in metas}
+    if len(distinct) != 1 or any(s != specs[0] for s in specs):
+        raise DataError(f"{shards.root} mixes sizes, rates or action specs {sorted(distinct)}; ingest them alike")
+    (height, width, fps) = distinct.pop()
+    return spec_from(specs[0]), (height, width), fps

@@ -1,0 +1,55 @@
+"""What all pretraining methods share: optimizer and schedule from the config, metrics, gradient norm."""
+
+import math
+
+import lightning as L
+import torch
+
+
+class PretrainTask(L.LightningModule):
+    """A network and its optimizer. Subclasses add `losses(batch) -> (loss, metrics)`.
+
+    optimizer: {lr, weight_decay, betas, warmup_steps, schedule: linear | cosine | constant}; decay goes to matrices only.
+    """
+
+    validation_data = "shards held out by map"
+
+    def __init__(self, net, optimizer):
+        super().__init__()
+        self.net = net
+        self.optimizer = optimizer
+
+    def training_step(self, batch, _):
+        loss, metrics = self.losses(batch)
+        self._log("train", {"loss": loss, **metrics})
+        return loss
+
+    def validation_step(self, batch, _):
+        loss, metrics = self.losses(batch)
+        self._log("validation", {"loss": loss, **metrics})
+
+    def _log(self, stage, metrics):
+        for name, value in metrics.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == "loss", on_epoch=stage != "train", batch_size=1)
+
+    def configure_optimizers(self):
+        settings = dict(self.optimizer)
+        warmup, schedule = settings.pop("warmup_steps"), settings.pop("schedule")
+        decay = settings.pop("weight_decay")
+        parameters = [p for p in self.net.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, **settings)
+        total = self.trainer.max_steps
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: rate(t, warmup, total, schedule))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def rate(step, warmup, total, schedule):
+    """Learning-rate factor: linear warm-up over `warmup` steps, then linear or cosine to 0 at `total`, or constant."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return {"linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress)), "constant": 1.0}[schedule]
