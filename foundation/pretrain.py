@@ -1,7 +1,6 @@
 """Pretrain a model on shards: `python -m foundation.pretrain method=idm data.train=<trajectory shards>`."""
 
 import logging
-from pathlib import Path
 
 import lightning as L
 import torch

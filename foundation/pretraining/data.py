@@ -2,7 +2,7 @@
 
 import lightning as L
 import numpy as np
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import DataLoader
 
 from pipelines.actions import ActionCodec, spec_from
 from pipelines.schema import DataError
@@ -41,7 +41,8 @@ class ShardData(L.LightningDataModule):
         spec, size, _ = facts(shards, None)
         if (spec, size) != (self.spec, self.size):
             raise DataError(
-                f"data.validation has frames {size} of {spec.name}, data.train {self.size} of {self.spec.name}; ingest them alike"
+                f"data.validation has frames {size} of {spec.name}, data.train {self.size} of {self.spec.name};"
+                " ingest them alike"
             )
         tracks = [handle_nulls(t, self.codec, nulls) for t in load_tracks(shards)]
         return WindowDataset(tracks, FrameStore(shards, cache_gb=2.0), **self.window)

@@ -9,7 +9,7 @@ import torch
 class PretrainTask(L.LightningModule):
     """A network and its optimizer. Subclasses add `losses(batch) -> (loss, metrics)`.
 
-    optimizer: {lr, weight_decay, betas, warmup_steps, schedule: linear | cosine | constant}; decay goes to matrices only.
+    optimizer: {lr, weight_decay, betas, warmup_steps, schedule: linear | cosine | constant}; only matrices decay.
     """
 
     validation_data = "shards held out by map"
