@@ -58,7 +58,7 @@ class Slot:
         self.done = bool(terminated or truncated)
         finished = None
         if self.done:
-            success = info.get("success")
+            success = info.get("episode", {}).get("success")
             finished = Episode(self.seed, self.returns, len(self.actions), None if success is None else bool(success))
         return observation, float(reward), False, bool(terminated), bool(truncated), finished
 
@@ -169,7 +169,7 @@ def on_cpu(joint):
 
 def take(data, rows):
     """Rows of a nested batch of tensors whose first axis is b."""
-    return tree_map(lambda x: x[rows], data)
+    return tree_map(lambda x: None if x is None else x[rows], data)
 
 
 class Rollout:
@@ -232,7 +232,7 @@ class OnPolicy(IterableDataset):
     """Minibatches of fresh experience: rollout, then `epochs` passes over it in `minibatches` groups of environments.
 
     It has a length, so that the trainer does not fetch ahead: each rollout happens when its first minibatch is asked
-    for, with the weights of that moment. `agent.policy` acts; `agent.annotate(chunk, groups)` adds what it trains on.
+    for, with the weights of that moment. `agent.policy` acts under `agent.precision()`; `agent.annotate(chunk, groups)` adds what it trains on.
     """
 
     def __init__(self, agent, rollout, iterations, chunk, epochs, minibatches, seed):
@@ -255,10 +255,11 @@ class OnPolicy(IterableDataset):
 
     def __iter__(self):
         while self.iteration < self.iterations:
-            chunk, self.episodes = self.rollout.collect(self.agent.policy, self.chunk, self.agent.device)
-            self.frames += int(chunk[MASK].sum())
             groups = self._groups()
-            data = self.agent.annotate(chunk, groups)
+            with self.agent.precision():  # rounded as in training
+                chunk, self.episodes = self.rollout.collect(self.agent.policy, self.chunk, self.agent.device)
+                data = self.agent.annotate(chunk, groups)
+            self.frames += int(chunk[MASK].sum())
             iteration, self.iteration = self.iteration, self.iteration + 1
             for epoch in range(self.epochs):
                 groups = self._groups() if epoch else groups

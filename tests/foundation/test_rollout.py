@@ -1,5 +1,7 @@
 """Acting in environments: boundaries, chunk form against stepping, lengths, staleness, resuming."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +82,7 @@ class Agent:
 
     def __init__(self):
         self.policy, self.versions, self.version = TinyPolicy(), [], 0
+        self.precision = nullcontext
 
     def annotate(self, chunk, groups):
         self.versions.append(self.version)

@@ -45,7 +45,7 @@ class Bar(gymnasium.Env):
         reward = float(turn * (2 * self.side - 1)) / self.length
         self.t, self.score = self.t + 1, self.score + reward
         done = self.t >= self.length
-        info = {"success": self.score > 0} if done else {}
+        info = {"episode": {"success": float(self.score > 0)}} if done else {}
         return self.picture(), reward, done and self.ends == "terminated", done and self.ends == "truncated", info
 
 
