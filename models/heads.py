@@ -76,6 +76,9 @@ class Joint:
         return buttons_term + on * (camera_target * self.camera_log_probs).sum(-1)
 
     def sample(self, generator=None, temperature=1.0):
+        """int64 [... 2]; temperature 0 is `mode()`. The camera class is the null one where the mouse rests."""
+        if temperature == 0:
+            return self.mode()
         buttons = _categorical(self.buttons_log_probs / temperature, generator)
         camera = _categorical(self.camera_log_probs / temperature, generator)
         return self._pair(buttons, camera)
@@ -110,7 +113,10 @@ class Joint:
 
 
 def _categorical(log_probs, generator):
-    """Gumbel-max sample over the last axis; `generator` makes it reproducible on its device."""
+    """Gumbel-max sample over the last axis; `generator` makes it reproducible on its device.
+
+    The clamps keep the noise finite, in [-3.8, 16]: a class 20 nats below the best one is never drawn.
+    """
     uniform = torch.rand(log_probs.shape, generator=generator, device=log_probs.device, dtype=torch.float32)
     gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
     return (log_probs.float() + gumbel).argmax(-1)
