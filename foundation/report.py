@@ -1,0 +1,315 @@
+"""One self-contained HTML page about one or several runs: `python -m foundation.report runs=[outputs/pretrain]`.
+
+A section appears when the files it is made of exist, so a report of an unfinished run is a report. What it reads:
+`summary.json`, `metrics.csv`, `config.yaml`, `label_report.json`, `arms.json`, `rejected.jsonl`, `machine.json` and
+`*.mp4`.
+"""
+
+import math
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from foundation import page, plots, report_labels
+from foundation.run_files import Run, discover
+from pipelines.command import command
+from pipelines.schema import DataError
+
+BASELINES = (
+    "baseline", "majority", "persistence", "all_released", "chance", "random", "null", "scratch", "behaviour", "player"
+)  # fmt: skip
+FAMILIES = ("train/", "val/", "validation/", "valid/", "test/")
+HIDDEN = ("minutes", "seed")  # shown elsewhere
+HEADER = ("what", "value", "baseline", "expected")
+PANELS = 24  # most training curves on a page
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table of results, every part as text; `baseline` holds (word, value) pairs."""
+
+    what: str
+    value: str
+    spread: str
+    baseline: tuple
+    expected: str
+
+
+def write(out, folders, title="Report", video_megabytes=24.0):
+    """Writes the page about every run in or below `folders` to `out`. Returns a flat summary of what it shows."""
+    runs = discover(folders)
+    videos, left_out = _choose_videos(runs, video_megabytes * 1e6)
+    sections = [
+        ("results", "Results", _results(runs)),
+        ("returns", "Returns", _returns(runs)),
+        ("curves", "Training curves", _curves(runs)),
+        ("labels", "Labels", report_labels.section(runs)),
+        ("play", "Play", _play(videos, left_out)),
+        ("rejected", "Set aside", _rejected(runs)),
+        ("reproduce", "Reproduce", _reproduce(runs)),
+        ("problems", "Could not be read", _problems(runs)),
+    ]
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(out.name + ".part")
+    part.write_text(page.page(title, _header(runs), sections), encoding="utf-8")
+    os.replace(part, out)
+    shown = [anchor for anchor, _, body in sections if body]
+    return {"report": str(out), "runs": len(runs), "videos": len(videos), "sections": " ".join(shown)}
+
+
+def machine():
+    """The machine this runs on: {processor, cores, memory_gib, system, python, torch, gpu}."""
+    facts = {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+    try:
+        return facts | {"torch": version("torch")}
+    except PackageNotFoundError:
+        return facts
+
+
+def _processor():
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _header(runs):
+    minutes = [m for run in runs if isinstance(m := run.summary.get("minutes"), (int, float))]
+    seeds = sorted({str(s) for run in runs if (s := _seed(run)) is not None})
+    pairs = [(len(runs), "run" if len(runs) == 1 else "runs")]
+    pairs += [(page.number(sum(minutes)), "minutes")] if minutes else []
+    pairs += [(", ".join(seeds), "seed" if len(seeds) == 1 else "seeds")] if seeds else []
+    aside = sum(run.rejected.total() for run in runs)
+    pairs += [(f"{aside:,}", "inputs set aside")] if aside else []
+    return page.facts(pairs)
+
+
+def _seed(run: Run):
+    value = run.config.get("run")
+    return value.get("seed") if isinstance(value, dict) else run.summary.get("seed")
+
+
+def _results(runs):
+    """A table of the numbers that have something beside them (baseline, expectation, interval); the others folded."""
+    main, rest = [], []
+    for run in runs:
+        rows = result_rows(run.summary, run.config.get("expected"))
+        told = [row for row in rows if row.baseline or row.expected or row.spread] or rows
+        main += ([[page.text(run.name)]] if told and len(runs) > 1 else []) + [_cells(row) for row in told]
+        others = [_cells(row)[:2] for row in rows if row not in told]
+        if others:
+            rest.append(
+                page.fold(f"{run.name}: {len(others)} more numbers", page.table(HEADER[:2], others, numeric=[1]))
+            )
+    if not main:
+        return ""
+    keep = [0, 1] + [i for i in (2, 3) if any(len(cells) > 1 and cells[i] for cells in main)]
+    main = [cells if len(cells) == 1 else [cells[i] for i in keep] for cells in main]
+    return page.table([HEADER[i] for i in keep], main, numeric=[1]) + "".join(rest)
+
+
+def _cells(row):
+    spread = f" <small>{page.text(row.spread)}</small>" if row.spread else ""
+    baseline = " · ".join(f"{page.text(v)} <small>{page.text(w)}</small>" for w, v in row.baseline)
+    return [page.text(row.what), page.text(row.value) + spread, baseline, page.text(row.expected)]
+
+
+def result_rows(summary, expected=None):
+    """A flat summary -> Rows, in its order.
+
+    Numbers about a number x join its row: `x_low`, `x_high`, `x_std` its value, `x_<word>` for the words of BASELINES
+    its baseline, `x_expected` or the config's `expected: {x: ...}` the last. `_spellings` says which names count.
+    """
+    expected = dict(expected) if isinstance(expected, dict) else {}
+    satellites = set(HIDDEN)
+    for name in summary:
+        for word in ("low", "high", "std", "expected", *(() if _is_baseline(name) else BASELINES)):
+            satellites |= {s for s in _spellings(name, word) if s in summary}
+    return [_row(summary, name, expected) for name in summary if name not in satellites]
+
+
+def _row(summary, name, expected):
+    low, high, std, wanted = (_first(summary, _spellings(name, w)) for w in ("low", "high", "std", "expected"))
+    spread = "" if std is None else f"± {page.number(std)}"
+    if low is not None and high is not None:
+        spread = f"[{page.number(low)}, {page.number(high)}]"
+    own = () if _is_baseline(name) else BASELINES
+    found = [(word, s) for word in own for s in _spellings(name, word) if s in summary]
+    baseline = tuple((word.replace("_", " "), page.number(summary[s])) for word, s in found)
+    return Row(name, page.number(summary[name]), spread, baseline, _plain(expected.get(name, wanted)))
+
+
+def _is_baseline(name):
+    return any(f"_{part}_".find(f"_{word}_") >= 0 for part in name.split("/") for word in BASELINES)
+
+
+def _spellings(name, word):
+    """Names `word` about `name` may have: idm/ap_low, idm/ap/low, low/idm/ap, idm/low/ap, low/ap, idm/low_ap."""
+    head, slash, tail = name.rpartition("/")
+    short = tail.removeprefix("button_").removeprefix("joint_")  # pipelines.scoring: button_f1 against majority_f1
+    above = head.rpartition("/")[0]
+    sibling = f"{above}/{word}/{tail}" if above else f"{word}/{tail}"
+    names = (f"{name}_{word}", f"{name}/{word}", f"{word}/{name}", f"{head}{slash}{word}/{tail}", sibling)
+    return tuple(dict.fromkeys((*names, f"{head}{slash}{word}_{tail}", f"{head}{slash}{word}_{short}")))
+
+
+def _first(mapping, names):
+    return next((mapping[n] for n in names if n in mapping), None)
+
+
+def _plain(value):
+    return "" if value is None else page.number(value)
+
+
+def _returns(runs):
+    figures, single = [], []
+    for run in runs:
+        arms = [arm for name, entry in run.arms.items() if (arm := _arm(name, entry))]
+        if arms:
+            figures.append(page.figure(plots.intervals(arms), run.name, "mean and interval per arm", wide=True))
+        for label, entry in _returns_of(run.summary):
+            names = [run.name] * (len(runs) > 1 or not label) + [label] * bool(label)
+            single += [arm] if (arm := _arm(" · ".join(names), entry)) else []
+    if single:
+        figures.append(page.figure(plots.intervals(single), "Return", "mean and 95 % interval", wide=True))
+    return page.grid(figures, "stack") if figures else ""
+
+
+def _returns_of(summary):
+    """[(who, {mean, low, high})] of a summary's returns: `return`, `random/return`, `evaluate/null/return`, ..."""
+    names = [n for n in summary if n.rpartition("/")[2] == "return"]
+    bounds = {n: {word: summary.get(f"{n}_{word}") for word in ("low", "high")} for n in names}
+    return [(n.rpartition("/")[0], {"mean": summary[n], **bounds[n]}) for n in names]
+
+
+def _arm(name, entry):
+    """(name, mean, low, high) of {mean, low, high} or of a list with one value per seed; None if it is neither."""
+    if isinstance(entry, list) and entry and all(map(_is_number, entry)):
+        return (str(name), *plots.mean_interval(entry))
+    if not isinstance(entry, dict):
+        return None
+    mean, low, high = (entry.get(word) if _is_number(entry.get(word)) else None for word in ("mean", "low", "high"))
+    return None if mean is None else (str(name), mean, low, high)
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _curves(runs):
+    groups = {}
+    for run in runs:
+        for metric, (steps, values) in run.metrics.items():
+            family = next((f for f in FAMILIES if metric.startswith(f)), "")
+            name = metric.removeprefix(family).removesuffix("_epoch").removesuffix("_step")
+            groups.setdefault(name, []).append((run, family.rstrip("/"), steps, values))
+    names = sorted(groups, key=lambda n: ("loss" not in n, -len(groups[n]), n))
+    figures = [page.figure(plots.curves(_lines(groups[n], runs)), n, _latest(groups[n])) for n in names[:PANELS]]
+    rest = f'<p class="faint">{len(names) - PANELS} more metrics are in metrics.csv.</p>' if len(names) > PANELS else ""
+    note = '<p class="faint">Faint: as logged. Strong: exponential mean. Dashed: held-out data.</p>'
+    return note + page.grid(figures) + rest if figures else ""
+
+
+def _lines(members, runs):
+    several = len({id(run) for run, *_ in members}) > 1
+    lines = []
+    for run, family, steps, values in members:
+        parts = [run.name] * several + [family] * (bool(family) and len(members) > 1)
+        lines.append((" · ".join(parts), steps, values, family not in ("", "train")))
+    return lines
+
+
+def _latest(members):
+    """The last value logged, where the figure shows a single run."""
+    _, family, _, values = members[-1]
+    several = len({id(run) for run, *_ in members}) > 1
+    return "" if several else f"last {family}{' ' if family else ''}{page.number(values[-1])}"
+
+
+def _choose_videos(runs, budget):
+    """Videos in order of the runs, one of each run before a second of any, while the budget in bytes lasts."""
+    chosen, left_out = [], []
+    queue = sorted((i, n, path) for n, run in enumerate(runs) for i, path in enumerate(run.videos))
+    for _, n, path in queue:
+        size = path.stat().st_size
+        if 0 < size <= budget:
+            budget -= size
+            chosen.append((n, runs[n], path))
+        else:
+            left_out.append((path, size))
+    return [(run, path) for _, run, path in sorted(chosen, key=lambda c: (c[0], c[2]))], left_out
+
+
+def _play(videos, left_out):
+    figures = [page.figure(page.video(path.read_bytes()), path.stem, run.name) for run, path in videos]
+    rows = [[page.text(path), f"{size / 1e6:.1f} MB"] for path, size in left_out]
+    listed = page.table(["file", "size"], rows, numeric=[1])
+    rest = page.fold(f"{len(rows)} videos left out for size or emptiness", listed) if rows else ""
+    note = '<p class="faint">Keys are lit by predicted probability; amber outlines and arrows: what was done.</p>'
+    return note * bool(figures) + (page.grid(figures, "grid videos") if figures else "") + rest
+
+
+def _rejected(runs):
+    rows = []
+    for run in runs:
+        if run.rejected:
+            rows.append([page.text(run.name)])
+            for reason, count in run.rejected.most_common():
+                rows.append([page.text(reason), f"{count:,}", page.text(run.rejected_examples.get(reason, ""))])
+    return page.table(["reason", "count", "for example"], rows, numeric=[1]) if rows else ""
+
+
+def _reproduce(runs):
+    here = machine()
+    rows = []
+    for run in runs:
+        minutes = page.number(run.summary.get("minutes"))
+        where = ", ".join(f"{k} {v}" for k, v in run.machine.items()) if run.machine else ""
+        rows.append([page.text(run.name), page.text(_plain(_seed(run))), page.text(minutes), page.text(where)])
+    header = ["run", "seed", "minutes", "machine"]
+    if not any(row[3] for row in rows):
+        header, rows = header[:3], [row[:3] for row in rows]
+    facts = ", ".join(f"{name} {value}" for name, value in here.items())
+    body = page.table(header, rows, numeric=[1, 2]) + f'<p class="faint">Report written on: {page.text(facts)}.</p>'
+    for run in runs:
+        if run.config_text:
+            body += page.fold(f"{run.name}: {run_command(run)}", f"<pre>{page.text(run.config_text)}</pre>")
+    return body
+
+
+def run_command(run):
+    """The command a run came from, from its recorded command line or else from its config."""
+    if isinstance(run.machine.get("command"), str):
+        return run.machine["command"]
+    node = run.config.get("run")
+    name = node.get("name") if isinstance(node, dict) else None
+    return f"config of {name}" if name else "config"
+
+
+def _problems(runs):
+    rows = [[page.text(run.name), page.text(problem)] for run in runs for problem in run.problems]
+    return page.table(["run", "problem"], rows) if rows else ""
+
+
+@command("report")
+def main(cfg):
+    folders = [cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs or [])
+    if not folders:
+        raise DataError("no run given; say which, for example: python -m foundation.report runs=[outputs/pretrain]")
+    summary = write(cfg.out, folders, cfg.title, cfg.video_megabytes)
+    print(f"report: {summary['report']}", file=sys.stderr)
+    return summary
+
+
+if __name__ == "__main__":
+    main()
