@@ -1,0 +1,127 @@
+"""python -m foundation.collect task=doom_freeplay hours=0.5 out=plays: records a scripted player as video + action log."""
+
+import logging
+import math
+import multiprocessing
+import os
+import time
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from foundation.envs.doom import TICS_PER_SECOND
+from foundation.envs.recording import Session, read_log, record
+from foundation.envs.registry import load_task
+from pipelines.actions import DOOM, ActionCodec
+from pipelines.command import command
+from pipelines.schema import DataError
+
+log = logging.getLogger("foundation-policy")
+
+
+@command("collect")
+def main(cfg):
+    """Records the videos that are still missing, then counts all of them."""
+    sessions = plan(cfg)
+    missing = [session for session in sessions if not session.complete]
+    if len(missing) < len(sessions):
+        log.info("%d of %d videos are already there", len(sessions) - len(missing), len(sessions))
+    start = time.monotonic()
+    run(missing, cfg.workers)
+    seconds = time.monotonic() - start
+    summary = count(sessions)
+    if missing:
+        summary["frames_per_second"] = round(sum(s.frames for s in missing) / seconds, 1)
+    return summary
+
+
+def plan(cfg):
+    """The videos that make up `hours`, tasks taking turns. list[Session]"""
+    tasks = [cfg.task, *(load_task(name) for name in cfg.also)]
+    tasks = [OmegaConf.to_container(OmegaConf.create(task), resolve=True) for task in tasks]
+    if not cfg.labelled and cfg.answers is None:
+        raise DataError("labelled=false keeps the true actions out of `out`; set answers=<folder> for them")
+    if cfg.hours <= 0 or cfg.minutes_per_video <= 0:
+        raise DataError(f"hours {cfg.hours} and minutes_per_video {cfg.minutes_per_video} must be positive")
+    out, logs = Path(cfg.out), Path(cfg.out if cfg.labelled else cfg.answers)
+    for folder in (out, logs):
+        folder.mkdir(parents=True, exist_ok=True)
+    sessions, minutes = [], cfg.hours * 60
+    for index in range(math.ceil(minutes / cfg.minutes_per_video - 1e-9)):
+        task = tasks[index % len(tasks)]
+        length = min(cfg.minutes_per_video, minutes - index * cfg.minutes_per_video)
+        stem = f"{task['name']}-{cfg.split}-{cfg.run.seed}-{index:04d}"
+        sessions.append(
+            Session(
+                task=task, split=cfg.split, seed=cfg.run.seed, index=index // len(tasks),
+                frames=max(round(length * 60 * TICS_PER_SECOND / task["env"]["tics"]), 1),
+                video=str(out / f"{stem}.mp4"), log=str(logs / f"{stem}.jsonl"),
+                player=OmegaConf.to_container(cfg.player),
+            )
+        )  # fmt: skip
+    return sessions
+
+
+def run(sessions, workers):
+    """Records in `workers` processes, or in this one; which process records a video does not change it."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # inherited: the scaler and NumPy gain nothing from threads here
+    with tqdm(total=sum(s.frames for s in sessions), unit="frame", unit_scale=True, desc="collect", disable=None) as bar:
+        if workers <= 1 or len(sessions) <= 1:
+            for session in sessions:
+                record(session)
+                bar.update(session.frames)
+            return
+        context = multiprocessing.get_context("spawn")  # fork would copy threads of torch and PyAV
+        with ProcessPoolExecutor(min(workers, len(sessions)), context) as pool:
+            futures = {pool.submit(record, session): session for session in sessions}
+            for future in as_completed(futures):
+                future.result()
+                bar.update(futures[future].frames)
+
+
+def count(sessions):
+    """Flat summary of the logs: size, what was pressed, and the behaviour policy's return per task."""
+    keys, mouse, returns, frames = [], [], defaultdict(list), defaultdict(int)
+    for session in sessions:
+        _, rows = read_log(session.log)
+        if len(rows) != session.frames:
+            raise DataError(
+                f"{session.log} has {len(rows)} frames, this configuration asks for {session.frames};"
+                " record with the same minutes_per_video and hours, or into another folder"
+            )
+        keys += [[key in row["keys"] for key in DOOM.keys] for row in rows]
+        mouse += [row["mouse"] for row in rows]
+        frames[session.task["name"]] += len(rows)
+        returns[session.task["name"]] += episode_returns(rows)
+    keys, mouse = np.array(keys, np.uint8), np.array(mouse, np.float32)
+    codec = ActionCodec(DOOM)
+    summary = {"videos": len(sessions), "frames": len(keys), "hours": sum(hours_of(s) for s in sessions)}
+    summary["null_share"] = float(codec.is_null(keys, codec.to_bins(mouse)).mean())
+    summary |= {f"prevalence/{key}": float(share) for key, share in zip(DOOM.keys, keys.mean(0), strict=True)}
+    summary |= {"mouse_std/pitch": float(mouse[:, 0].std()), "mouse_std/yaw": float(mouse[:, 1].std())}
+    for task, values in returns.items():
+        summary |= {f"{task}/frames": frames[task], f"{task}/episodes": len(values)}
+        summary[f"{task}/return"] = float(np.mean(values)) if values else math.nan
+    return summary
+
+
+def hours_of(session):
+    return session.frames * session.task["env"]["tics"] / TICS_PER_SECOND / 3600
+
+
+def episode_returns(rows):
+    """Returns of the episodes that ended within a log; the one cut by the video's end does not count."""
+    returns, total = [], 0.0
+    for row in rows:
+        total = row["reward"] + (0.0 if row["first"] else total)
+        if row["terminated"] or row["truncated"]:
+            returns.append(total)
+    return returns
+
+
+if __name__ == "__main__":
+    main()

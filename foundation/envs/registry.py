@@ -1,0 +1,37 @@
+"""Environments by the name of their task: `make("doom_my_way_home", seed=0)`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from pipelines.command import CONFIGS
+from pipelines.schema import DataError
+
+TARGETS = ("foundation.",)  # what a task may build
+
+
+def load_task(name):
+    """The config of `configs/task/<name>.yaml`; DataError names the tasks there are."""
+    path = Path(CONFIGS) / "task" / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        raise DataError(f"unknown task {name!r}; tasks: {known}")
+    return OmegaConf.load(path)
+
+
+def make(task, seed=None, **overrides):
+    """Builds the environment of `task` (a name, or the mapping of a task YAML).
+
+    `overrides` replace entries of the task's `env`, e.g. `size=(64, 80)` or `split="heldout"`.
+    """
+    task = load_task(task) if isinstance(task, str) else task
+    if not isinstance(task, Mapping) and not OmegaConf.is_dict(task):
+        raise DataError(f"expected the name of a task or its mapping, got {type(task).__name__}")
+    env = OmegaConf.create(task)["env"] if OmegaConf.is_dict(task) else task["env"]
+    env = {**(OmegaConf.to_container(env, resolve=True) if OmegaConf.is_config(env) else env), **overrides}
+    target = str(env.get("_target_"))
+    if not target.startswith(TARGETS):
+        raise DataError(f"task environment {target!r}: _target_ must lie in the package foundation")
+    return instantiate(env, seed=seed, _convert_="all")
