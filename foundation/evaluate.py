@@ -1,4 +1,4 @@
-"""python -m foundation.evaluate task=... policy=<hub folder>|random|null|player: final numbers, with their spread.
+"""python -m foundation.evaluate task=... policy=<hub folder>|random|noop|player: final numbers, with their spread.
 
 Plays a fixed list of seeded episodes, every one to its end (so that short episodes do not count more often than long
 ones), several environments in one forward pass, and puts untrained baselines beside the result.
@@ -7,14 +7,17 @@ ones), several environments in one forward pass, and puts untrained baselines be
 import logging
 import math
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from foundation.actors import NullActor, PolicyActor, RandomActor
+from foundation import hub, overlay
+from foundation.actors import NoopActor, PlayerActor, PolicyActor, RandomActor
+from foundation.envs import registry
 from foundation.rollout import Environments, evaluation_seed
-from pipelines import checkpoint
 from pipelines.actions import ActionCodec
 from pipelines.command import command
 from pipelines.schema import DataError
@@ -26,7 +29,7 @@ def play(actor, environments, seeds, watch=None, label="playing"):
     """Plays one episode per seed in a list of gymnasium environments -> Episodes, in the order they ended.
 
     Environment i of b plays the seeds i, i + b, i + 2b, ... and leaves the batch when its share is done.
-    `watch(number, observation, action)` sees every action and, with action None, the final observation.
+    `watch(number, environment, action)` is called before every step and, with action None, at an episode's end.
     """
     b = min(len(environments), len(seeds))
     vector = Environments(environments[:b], lambda slot, episode: seeds[slot + b * episode])
@@ -36,8 +39,8 @@ def play(actor, environments, seeds, watch=None, label="playing"):
         while True:
             actions = actor.act(frame)
             if watch is not None:
-                for slot, observation, action in zip(slots, frame.observation, actions, strict=True):
-                    watch(slot.index + b * slot.episode, observation, None if slot.done else action)
+                for slot, action in zip(slots, actions, strict=True):
+                    watch(slot.index + b * slot.episode, slot.environment, None if slot.done else action)
             goes_on = [not slot.done or slot.index + b * (slot.episode + 1) < len(seeds) for slot in slots]
             if not any(goes_on):
                 break
@@ -100,10 +103,111 @@ def _spread(numbers, name):
 def evaluate(actor, environments, protocol, who, prefix, watch=None):
     """Plays the protocol's episodes, says the result, and returns it as flat numbers. Same seeds for every actor."""
     start = time.monotonic()
-    seeds = [evaluation_seed(protocol.seed, i) for i in range(protocol.episodes)]
+    seeds = [evaluation_seed(protocol["seed"], i) for i in range(protocol["episodes"])]
     episodes = play(actor, environments, seeds, watch, who)
     numbers = summarise(episodes, prefix)
     frames = sum(e.frames for e in episodes)
     numbers[f"{prefix}/frames_per_second"] = frames / (time.monotonic() - start)
     say(who, numbers, prefix)
     return numbers
+
+
+# the command
+
+
+@command("evaluate")
+def main(cfg):
+    """Plays the task's protocol with `cfg.policy` and with the baselines, and films the first `cfg.video` episodes."""
+    bundle = None if cfg.policy in BASELINES else load_policy(cfg.policy)
+    protocol = protocol_of(cfg)
+    privileged = {"privileged": True} if "player" in (cfg.policy, *cfg.baselines) else {}
+    size = {} if bundle is None else {"size": bundle.size}
+    with opened(cfg.task, min(cfg.environments, protocol["episodes"]), **protocol["env"], **size, **privileged) as worlds:
+        codec = ActionCodec(worlds[0].spec_of_actions)
+        check_fit(bundle, worlds[0])
+        film = Film(cfg.video, codec.spec) if cfg.video else None
+        actor = PolicyActor(bundle.net.to(cfg.device), codec, cfg.run.seed, cfg.greedy, cfg.device) if bundle else None
+        numbers = evaluate(actor or baseline(cfg.policy, codec), worlds, protocol, "policy", "evaluate", film)
+        for name in cfg.baselines:
+            numbers |= evaluate(baseline(name, codec), worlds, protocol, name, f"evaluate/{name}")
+        if film:
+            numbers["evaluate/videos"] = film.write(Path(cfg.run.dir), worlds[0].fps)
+    return numbers
+
+
+BASELINES = {
+    "random": lambda codec: RandomActor(codec),
+    "noop": lambda codec: NoopActor(codec),
+    "player": lambda codec: PlayerActor(),
+}
+
+
+def baseline(name, codec):
+    """The untrained actor of that name; DataError lists the names."""
+    if name not in BASELINES:
+        raise DataError(f"baseline {name!r}: expected one of {sorted(BASELINES)}")
+    return BASELINES[name](codec)
+
+
+def load_policy(address):
+    """Bundle of a policy; DataError if there is none at `address`, or it does not act."""
+    if address is None:
+        raise DataError(f"policy=<hub folder> is missing; a folder that pretrain or finetune left, or {sorted(BASELINES)}")
+    bundle = hub.load(address)
+    if not hasattr(bundle.net, "step"):
+        raise DataError(f"{address} holds a {type(bundle.net).__name__}, which labels but does not act: give a policy")
+    return bundle
+
+
+def check_fit(bundle, environment):
+    """DataError if the policy speaks of other actions than the environment; a warning if it learned at another rate."""
+    if bundle is None:
+        return
+    ours, theirs = environment.spec_of_actions, bundle.spec
+    if ours.fingerprint() != theirs.fingerprint():
+        raise DataError(f"the policy was trained for {theirs.name!r} actions {theirs}, the task has {ours}")
+    if bundle.fps and abs(bundle.fps / environment.fps - 1) > 0.01:
+        log.warning("the policy learned at %.2f frames/s, the task runs at %.2f", bundle.fps, environment.fps)
+
+
+def protocol_of(cfg):
+    """{"episodes", "seed", "env"}: the task's evaluation protocol, with the command's `episodes` if it gives one."""
+    protocol = {"seed": 0, "env": {}, **OmegaConf.to_container(cfg.task.evaluation, resolve=True)}
+    protocol["episodes"] = protocol["episodes"] if cfg.episodes is None else cfg.episodes
+    if protocol["episodes"] < 1:
+        raise DataError(f"episodes={protocol['episodes']}: expected at least 1")
+    return protocol
+
+
+@contextmanager
+def opened(task, n, **overrides):
+    """A list of `n` environments of a task, closed at the end."""
+    environments = [registry.make(task, seed=i, **overrides) for i in range(n)]
+    try:
+        yield environments
+    finally:
+        for environment in environments:
+            environment.close()
+
+
+class Film:
+    """Collects the first `episodes` episodes at the environment's own resolution, pressed keys and mouse drawn beside."""
+
+    def __init__(self, episodes, spec):
+        self.spec, self.frames = spec, {number: [] for number in range(episodes)}
+
+    def __call__(self, number, environment, action):
+        if number in self.frames:
+            caption = f"episode {number}, frame {len(self.frames[number])}"
+            self.frames[number].append(overlay.draw(environment.render(), action, None, self.spec, caption=caption))
+
+    def write(self, folder, fps):
+        """-> number of videos written as <folder>/episode-<number>.mp4."""
+        played = {number: frames for number, frames in self.frames.items() if frames}
+        for number, frames in played.items():
+            overlay.write_video(folder / f"episode-{number}.mp4", frames, fps)
+        return len(played)
+
+
+if __name__ == "__main__":
+    main()

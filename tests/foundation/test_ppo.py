@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from foundation.actors import PolicyActor, RandomActor
-from foundation.callbacks import Experience, FinalCheckpoint, csv_logger
+from foundation.callbacks import Experience, Checkpoint, csv_logger
 from foundation.evaluate import play
 from foundation.finetuning.ppo import PPO
 from foundation.rollout import Environments, OnPolicy, Rollout, training_seed
@@ -24,7 +24,7 @@ def fit(agent, stream, folder=None):
         accelerator="cpu", max_epochs=1, enable_progress_bar=False, enable_checkpointing=False, barebones=False,
         enable_model_summary=False, gradient_clip_val=5.0, log_every_n_steps=1,
         logger=csv_logger(folder) if folder else False,
-        callbacks=[experience, FinalCheckpoint(folder)] if folder else [],
+        callbacks=[experience, Checkpoint(folder)] if folder else [],
     )  # fmt: skip
     trainer.fit(agent, stream)
     return trainer
@@ -167,10 +167,10 @@ def test_two_runs_with_one_seed_are_equal(tmp_path):
 
 def test_ppo_learns_to_turn_and_remember():
     torch.manual_seed(0)
-    agent = PPO(TinyPolicy(), lr=5e-3, value_lr=5e-3, weight_decay=0.0, gamma=0.9, entropy=0.003)
-    stream = stream_of(agent, b=16, iterations=60, chunk=24, epochs=3, minibatches=2, length=8, visible=2)
+    agent = PPO(TinyPolicy(), lr=1e-2, value_lr=5e-3, weight_decay=0.0, gamma=0.9, entropy=0.003)
+    stream = stream_of(agent, b=16, iterations=25, chunk=16, epochs=3, minibatches=2, length=6, visible=2)
     fit(agent, stream)
-    worlds = [Bar(length=8, visible=2) for _ in range(10)]
+    worlds = [Bar(length=6, visible=2) for _ in range(20)]
     returns = {
         who: torch.tensor([e.returns for e in play(actor, worlds, range(1000, 1100))]).mean().item()
         for who, actor in {"ppo": PolicyActor(agent.policy, CODEC), "random": RandomActor(CODEC)}.items()
