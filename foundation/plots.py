@@ -158,12 +158,18 @@ def intervals(arms, xlabel="return"):
 def _curve(axes, label, steps, values, colour, dash):
     order = np.argsort(steps, kind="stable")
     steps, values = steps[order], values[order]
-    if len(values) < 8:
-        axes.plot(steps, values, color=colour, linestyle=dash, marker="o", markersize=3, label=label)
+    if len(values) < 8 or not _noisy(values):
+        marker = "o" if len(values) < 8 else None
+        axes.plot(*_thin(steps, values), color=colour, linestyle=dash, marker=marker, markersize=3, label=label)
         return
-    raw = _thin(steps, values)
-    axes.plot(*raw, color=colour, linewidth=0.7, alpha=0.3)
+    axes.plot(*_thin(steps, values), color=colour, linewidth=0.7, alpha=0.3)
     axes.plot(*_thin(steps, smooth(values)), color=colour, linestyle=dash, label=label)
+
+
+def _noisy(values):
+    """Whether the series changes direction often; smoothing a schedule would only make it lag."""
+    change = np.diff(values)
+    return (change[1:] * change[:-1] < 0).mean() > 0.1
 
 
 def _thin(steps, values):

@@ -13,8 +13,10 @@ import yaml
 from pipelines.schema import DataError
 
 FILES = (
-    "summary.json", "metrics.csv", "config.yaml", "label_report.json", "arms.json", "rejected.jsonl", "machine.json"
+    "summary.json", "metrics.csv", "config.yaml", "label_report.json", "arms.json", "machine.json", "rejected.jsonl",
+    "filtered.jsonl",
 )  # fmt: skip
+REJECTED = ("rejected.jsonl", "filtered.jsonl")
 DEPTH = 4  # folders below a given one that are searched
 SIZE_LIMIT = 64 << 20  # bytes of one text file; a larger one is not a run's summary
 
@@ -64,7 +66,10 @@ def read(folder, name):
     run.config_text = _guarded(run, "config.yaml", _read_text) or ""
     run.config = _guarded(run, "config.yaml", _read_yaml) or {}
     run.metrics = _guarded(run, "metrics.csv", read_metrics) or {}
-    run.rejected, run.rejected_examples = _guarded(run, "rejected.jsonl", read_rejected) or (Counter(), {})
+    for name in REJECTED:
+        counts, examples = _guarded(run, name, read_rejected) or (Counter(), {})
+        run.rejected += counts
+        run.rejected_examples |= examples
     run.videos = sorted(p for p in folder.glob("*.mp4") if _is_clip_of_play(p))
     return run
 
@@ -86,12 +91,17 @@ def read_metrics(path):
 
 
 def read_rejected(path):
-    """`rejected.jsonl` -> (Counter of reasons, {reason: first source}); lines that are not objects count as damaged."""
+    """Lines of what was set aside -> (Counter of reasons, {reason: first source}); unreadable lines count as such.
+
+    `filtered.jsonl` also lists clips that were kept; they are passed over.
+    """
     counts, examples = Counter(), {}
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in filter(str.strip, file):
             try:
                 entry = json.loads(line)
+                if path.name == REJECTED[1] and entry.get("keep", True):
+                    continue
                 reason = str(next(entry[k] for k in ("code", "reason", "error", "detail") if entry.get(k)))
             except (ValueError, TypeError, AttributeError, StopIteration):
                 entry, reason = {}, "(unreadable line)"

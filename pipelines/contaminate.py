@@ -5,11 +5,14 @@ once per clip from a seed and stays where it is; only what is filmed in a webcam
 """
 
 import hashlib
+from collections import Counter
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from pipelines.schema import DataError
+from pipelines.schema import ARRAYS, META, VIDEO, DataError
+from pipelines.shards import ShardWriter
+from pipelines.video import encode, open_reader
 
 WORDS = (
     "SUBSCRIBE", "LIKE", "LIVE", "REC", "PAUSED", "NEW", "GAME", "OPTIONS", "LOAD", "SAVE", "QUIT", "RESUME", "LEVEL",
@@ -42,6 +45,33 @@ def artifact_of(key, share, seed):
 def seed_of(key, seed):
     """Seed of the overlay on clip `key`."""
     return int.from_bytes(hashlib.sha256(f"overlay {seed} {key}".encode()).digest()[:7], "big")
+
+
+def contaminate_shards(clips, out, share, seed, samples_per_shard=256):
+    """Copies shards, drawing on a `share` of the clips; keys, arrays and so labels stay. Returns clips per artifact.
+
+    Every clip is tagged `artifact` (its kind, or "") so that a filter can be measured; only drawn-on video is encoded
+    again. clips: `Shards`; out: a new folder.
+    """
+    counts = Counter()
+    with ShardWriter(out, samples_per_shard=samples_per_shard) as writer:
+        for entry in clips.entries:
+            kind = artifact_of(entry.key, share, seed)
+            data = clips.read(entry.key, VIDEO)
+            if kind is not None:
+                data = redraw(data, kind, seed_of(entry.key, seed), entry.meta["fps"])
+            meta = {**entry.meta, "tags": {**entry.meta.get("tags", {}), "artifact": kind or ""}}
+            members = {VIDEO: data, ARRAYS: clips.read(entry.key, ARRAYS), META: meta}
+            writer.write(entry.key, members)
+            counts[kind or "clean"] += 1
+    return dict(counts)
+
+
+def redraw(data, kind, seed, fps):
+    """MP4 bytes of a clip -> the same clip with an overlay."""
+    reader = open_reader(data)
+    frames = reader.frames(range(len(reader.table)))
+    return encode(contaminate(frames, kind, seed), fps)
 
 
 def _webcam(frames, random):
