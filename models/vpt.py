@@ -43,7 +43,7 @@ class Net(nn.Module):
     def __init__(self, first_norm, hidsize, attention_heads, attention_memory_size, timesteps, n_recurrence_layers,
                  img_shape, impala_width, impala_chans, pointwise_ratio):  # fmt: skip
         super().__init__()
-        if hidsize % attention_heads:
+        if attention_heads < 1 or hidsize % attention_heads:
             raise ValueError(f"hidsize {hidsize} is not a multiple of attention_heads {attention_heads}")
         channels = [int(impala_width * c) for c in impala_chans]
         self.img_process = ImageProcess(img_shape, channels, hidsize, first_norm)
@@ -123,14 +123,17 @@ class VptInverseDynamics(Vpt):
             "camera": ReleaseHead(hidsize, 2 * n_bins, temperature),
         })  # fmt: skip
 
-    def encode(self, frames):
-        """uint8 [b t h w c] -> features [b t d]; beyond the ends of the array the temporal kernel sees zeros."""
+    def encode(self, frames, keep=None):
+        """uint8 [b t h w c] -> features [b t d]; beyond the ends of the array the temporal kernel sees zeros.
+
+        keep: (start, stop), frames whose features are wanted, the others being context only; all if left out.
+        """
         self.check_frames(frames)
-        t = frames.shape[1]
+        start, stop = keep or (0, frames.shape[1])
         padded = F.pad(frames, (0, 0, 0, 0, 0, 0, self.reach, self.reach))
-        stacked = torch.stack([padded[:, k : k + t] for k in range(2 * self.reach + 1)], 2)
+        stacked = torch.stack([padded[:, start + k : stop + k] for k in range(2 * self.reach + 1)], 2)
         planes = rearrange(stacked, "b t k h w c -> (b t) (k c) h w")
-        return rearrange(self.in_pieces(self._encode, planes), "(b t) d -> b t d", t=t)
+        return rearrange(self.in_pieces(self._encode, planes), "(b t) d -> b t d", t=stop - start)
 
     def _encode(self, planes):
         """The temporal convolution as a 1x1 convolution over the channels of five stacked frames."""
@@ -194,6 +197,11 @@ class VptPolicy(Vpt):
         self.camera_null = camera_null
         on = [i % 2 == 1 for i in range(n_buttons)] if camera_on is None else list(camera_on)
         self.register_buffer("camera_on", torch.as_tensor(on, dtype=torch.bool), persistent=False)
+
+    @property
+    def encoder(self):
+        """The image encoder, to freeze it."""
+        return self.net.img_process
 
     def initial_state(self, batch_size, device=None):
         """Empty memory: (valid [b m], ((k, v), ...)); zeroing the rows of an environment resets it."""

@@ -175,6 +175,12 @@ def test_idm_feature_sees_two_frames_either_side(idm):
 
 
 @torch.no_grad()
+def test_idm_keeps_the_features_asked_for(idm):
+    frames = random_frames(2, 7, 32)
+    close(idm.encode(frames, keep=(2, 5)), idm.encode(frames)[:, 2:5])
+
+
+@torch.no_grad()
 def test_idm_mask_hides_padding(idm):
     features = features_like(2, 8, 64)
     mask = torch.arange(8) < 5
