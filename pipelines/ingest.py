@@ -1,0 +1,160 @@
+"""Any folder of videos -> clip shards: `python -m pipelines.ingest videos=<folder> out=<folder>`.
+
+Each video is decoded once, put on an even timeline, scaled, cut into clips and stored as H.264 in tars; with an action
+log beside it, the clips are trajectories. What cannot be used is set aside with its reason in `<out>/rejected.jsonl`,
+and the job goes on. Running the same command again continues; equal input gives byte-identical shards.
+"""
+
+import json
+import logging
+import time
+from collections import Counter
+from dataclasses import fields, replace
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from pipelines import manifest as disk
+from pipelines import workers
+from pipelines.clips import ClipSettings
+from pipelines.command import command, write_summary
+from pipelines.contractor import ContractorOptions
+from pipelines.ingest_unit import failed_record, process, read_record
+from pipelines.pixels import INTERPOLATIONS, check_size, frame_rate
+from pipelines.schema import DataError
+from pipelines.units import Job, find_units, find_videos
+
+log = logging.getLogger("foundation-policy")
+
+
+@command("ingest")
+def main(cfg):
+    start = time.monotonic()
+    job = make_job(cfg)
+    videos = OmegaConf.to_container(cfg.videos) if OmegaConf.is_list(cfg.videos) else cfg.videos
+    root, paths = find_videos(videos, cfg.basedir)
+    job = replace(job, root=root)
+    units = find_units(job, paths, Path(cfg.logs).absolute() if cfg.logs else None)[: cfg.limit]
+    claim(job)
+    records = work(job, units[cfg.rank :: cfg.world_size], cfg)
+    write_rejected(job, units)
+    summary = summarise(records, time.monotonic() - start)
+    report(job, summary)
+    if records and (not summary["clips"] or (cfg.strict and summary["rejected"])):
+        write_summary(Path(cfg.run.dir) / "summary.json", summary)
+        raise DataError(
+            f"{'no clip was made' if not summary['clips'] else 'strict=true'}: {summary['rejected']} of"
+            f" {summary['videos']} videos rejected ({reasons(summary)}); see {job.out / 'rejected.jsonl'}"
+        )
+    return summary
+
+
+def make_job(cfg):
+    """Job from the config; DataError for what no video could satisfy."""
+    if cfg.videos is None or cfg.out is None:
+        raise DataError("set videos=<folder, glob, file or list> and out=<folder of shards>")
+    if not (cfg.world_size >= 1 and 0 <= cfg.rank < cfg.world_size):
+        raise DataError(f"rank={cfg.rank} must be in 0..world_size-1, world_size={cfg.world_size}")
+    if cfg.actions not in ("auto", "none", "recording", "contractor"):
+        raise DataError(f"actions={cfg.actions!r}: expected auto, none, recording or contractor")
+    if cfg.interpolation not in INTERPOLATIONS:
+        raise DataError(f"interpolation={cfg.interpolation!r}: expected one of {sorted(INTERPOLATIONS)}")
+    size = check_size(cfg.size)
+    if any(n % 2 for n in size):
+        raise DataError(f"size={list(size)}: both must be even, H.264 stores colour at half resolution")
+    if cfg.fps != "source":
+        frame_rate(cfg.fps)
+    if not 1 <= cfg.min_frames <= cfg.clip_frames:
+        raise DataError(f"min_frames={cfg.min_frames} must be in 1..clip_frames={cfg.clip_frames}")
+    values = {f.name: cfg[f.name] for f in fields(ClipSettings)}
+    return Job(
+        Path("."), Path(cfg.out), ClipSettings(**{**values, "size": size}), ContractorOptions(**cfg.contractor),
+        cfg.actions, cfg.samples_per_shard, cfg.retry,
+    )  # fmt: skip
+
+
+def claim(job):
+    """Makes the output folder, or checks that what it holds was made with the same settings."""
+    path = job.out / "dataset.json"
+    try:
+        job.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot make the folder {job.out} ({error.strerror}); choose another out=") from error
+    settings = {"fingerprint": job.fingerprint(), "settings": job.settings()}
+    if path.exists():
+        old = disk.read_json(path)
+        if old.get("fingerprint") != settings["fingerprint"]:
+            changed = differences(old.get("settings", {}), json.loads(disk.to_json(settings["settings"])))
+            raise DataError(f"{job.out} was made with other settings ({'; '.join(changed)}); choose another out=")
+        return
+    disk.write_atomic(path, disk.to_json(settings))
+
+
+def differences(old, new, prefix=""):
+    """["size: [64, 80] -> [128, 128]", ...]"""
+    found = []
+    for name in sorted({*old, *new}):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            found.append(f"{prefix}{name}: {a} -> {b}")
+    return found
+
+
+def work(job, units, cfg):
+    """Records of the units of this rank, with a progress bar over their bytes."""
+    records, frames, start = [], 0, time.monotonic()
+    tasks = [(job, unit) for unit in units]
+    total = sum(unit.bytes for unit in units)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="ingest", disable=None) as bar:
+        for (_, unit), record in workers.run(process, tasks, cfg.workers, cfg.timeout_seconds):
+            if isinstance(record, workers.Failure):
+                record = failed_record(job, unit, record)
+            for rejection in record["rejected"]:
+                log.warning("set aside %s: %s (%s)", rejection["file"], rejection["code"], rejection["detail"])
+            records.append(record)
+            frames += 0 if record.get("skipped") else record["frames"]
+            bar.update(unit.bytes)
+            rate = frames / (time.monotonic() - start)
+            bar.set_postfix_str(f"{len(records)}/{len(units)} units, {rate:.0f} frames/s")
+    return records
+
+
+def write_rejected(job, units):
+    """`rejected.jsonl`: one line per rejected file, of all ranks that are done; the same whoever writes last."""
+    records = [record for unit in units if (record := read_record(job, unit))]
+    lines = [disk.to_json(rejection) for record in records for rejection in record["rejected"]]
+    disk.write_atomic(job.out / "rejected.jsonl", b"".join(lines))
+
+
+def summarise(records, seconds):
+    """Flat counts: totals, then per reason and per note."""
+    total = {name: sum(record[name] for record in records) for name in ("videos", "clips", "frames", "dropped")}
+    rejected = Counter(rejection["code"] for record in records for rejection in record["rejected"])
+    notes = Counter()
+    for record in records:
+        notes.update(record["notes"])
+    made = sum(record["frames"] for record in records if not record.get("skipped"))
+    return {
+        **total, "rejected": sum(rejected.values()), "skipped_units": sum(bool(r.get("skipped")) for r in records),
+        "frames_per_second": round(made / max(seconds, 1e-9), 1),
+        **{f"rejected/{code}": count for code, count in sorted(rejected.items())},
+        **{f"notes/{note}": count for note, count in sorted(notes.items())},
+    }  # fmt: skip
+
+
+def reasons(summary):
+    return ", ".join(f"{k.split('/')[1]} {v}" for k, v in summary.items() if k.startswith("rejected/")) or "none"
+
+
+def report(job, summary):
+    log.info(
+        "%d videos -> %d clips, %d frames at %s; rejected: %s", summary["videos"], summary["clips"], summary["frames"],
+        job.out, reasons(summary),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
