@@ -61,11 +61,15 @@ def save_atomically(trainer, path):
     os.replace(part, path)
 
 
-class FinalCheckpoint(Callback):
-    """Leaves `<folder>/last.ckpt`: the final weights, not the best ones."""
+class Checkpoint(Callback):
+    """Leaves `<folder>/last.ckpt`, written every `every` steps (0: never) and at the end: the final weights."""
 
-    def __init__(self, folder):
-        self.path = Path(folder) / "last.ckpt"
+    def __init__(self, folder, every=0):
+        self.path, self.every = Path(folder) / "last.ckpt", every
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if self.every and trainer.global_step % self.every == 0:
+            save_atomically(trainer, self.path)
 
     def on_train_end(self, trainer, module):
         save_atomically(trainer, self.path)

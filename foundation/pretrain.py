@@ -1,5 +1,6 @@
 """Pretrain a model on shards: `python -m foundation.pretrain method=idm data.train=<trajectory shards>`."""
 
+import json
 import logging
 
 import lightning as L
@@ -9,6 +10,7 @@ from omegaconf import OmegaConf
 
 from foundation import callbacks, hub
 from foundation.pretraining.data import ShardData
+from foundation.training import make_trainer, resume_path
 from pipelines import checkpoint
 from pipelines.command import command, run_folder
 from pipelines.schema import DataError
@@ -26,11 +28,21 @@ def main(cfg):
     method = plain(cfg.method)
     task = get_class(method.pop("_target_"))(**{**method, "net": net})
     log.info("%s: %.1f M parameters, %d frames", method["net"]["_target_"], count(net) / 1e6, data.frames)
-    trainer = callbacks.trainer(cfg.trainer, folder, max_steps=cfg.steps, validate=data.validation is not None)
-    trainer.fit(task, data, ckpt_path=callbacks.resume_path(folder, cfg.resume))
+    every, shown = min(cfg.validate_every, cfg.steps), min(20, cfg.steps)
+    trainer = make_trainer(
+        plain(cfg.trainer), folder, [callbacks.Progress(cfg.steps), callbacks.Checkpoint(folder, cfg.checkpoint_every)],
+        max_steps=cfg.steps, val_check_interval=every, check_val_every_n_epoch=None, log_every_n_steps=shown,
+    )  # fmt: skip
+    trainer.fit(task, data, ckpt_path=resume_path(folder, cfg.resume), weights_only=True)
     summary = {"frames/train": data.frames, "steps": trainer.global_step, "parameters": count(net)}
     summary |= {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
-    hub.save_trained(folder / "model", task.net, net_config, data, summary, cfg)
+    report = task.report(data.validation) if data.validation else None
+    statistics = {}
+    if report is not None:
+        summary |= report.scores
+        statistics["label_report"] = report.to_dict()
+        (folder / "label_report.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+    hub.save_trained(folder / "model", task.net, net_config, data, summary, cfg, statistics)
     return summary
 
 

@@ -31,6 +31,7 @@ class Track:
     loss: np.ndarray  # bool [n] False = no loss on this frame
     key_probabilities: np.ndarray | None = None  # float32 [n k] of the labeller
     camera_probabilities: np.ndarray | None = None  # float32 [n 2 bins]
+    effective: np.ndarray | None = None  # bool [n k+2] for scoring, never an input
 
     def __len__(self):
         return len(self.row)
@@ -92,6 +93,7 @@ def _track(source, shards, entries, labels):
         loss=joined(schema.COVERAGE, np.ones(n, bool)).astype(bool),
         key_probabilities=None if soft[0] is None else soft[0].astype(np.float32),
         camera_probabilities=None if soft[1] is None else soft[1].astype(np.float32),
+        effective=joined(schema.EFFECTIVE),
     )
 
 

@@ -12,8 +12,6 @@ class PretrainTask(L.LightningModule):
     optimizer: {lr, weight_decay, betas, warmup_steps, schedule: linear | cosine | constant}; only matrices decay.
     """
 
-    validation_data = "shards held out by map"
-
     def __init__(self, net, optimizer):
         super().__init__()
         self.net = net
@@ -27,6 +25,10 @@ class PretrainTask(L.LightningModule):
     def validation_step(self, batch, _):
         loss, metrics = self.losses(batch)
         self._log("validation", {"loss": loss, **metrics})
+
+    def report(self, dataset):
+        """What a hub folder should say about this network beyond its metrics: LabelReport or None."""
+        return None
 
     def _log(self, stage, metrics):
         for name, value in metrics.items():

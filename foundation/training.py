@@ -1,0 +1,40 @@
+"""One way to build the Trainer that every command uses: counts steps, writes metrics.csv and one checkpoint."""
+
+import logging
+
+import lightning as L
+
+from foundation import callbacks
+from pipelines.schema import DataError
+
+
+def make_trainer(settings, folder, callbacks_, max_steps, **options):
+    """settings: a `configs/trainer` node as a dict; options go to `lightning.Trainer`.
+
+    Epochs are ours to count, not Lightning's: it sees one loader and stops at `max_steps`.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    return L.Trainer(
+        **{
+            **settings,
+            "max_steps": max_steps,
+            "max_epochs": -1,
+            "num_sanity_val_steps": 0,
+            "use_distributed_sampler": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": False,
+            "logger": callbacks.csv_logger(folder, every=20),
+            "callbacks": callbacks_,
+            "default_root_dir": folder,
+            **options,
+        }
+    )
+
+
+def resume_path(folder, resume):
+    """`last.ckpt` of the run directory if it is there and `resume=auto`, else None."""
+    if resume not in ("auto", "never"):
+        raise DataError(f"resume={resume!r}: expected auto or never")
+    last = folder / "last.ckpt"
+    return str(last) if resume == "auto" and last.is_file() else None

@@ -1,0 +1,92 @@
+import json
+
+import hydra
+import pytest
+
+from foundation import hub
+from foundation.pretrain import main
+from foundation.pretraining.task import rate
+from pipelines.command import CONFIGS, execute
+from pipelines.schema import DataError
+
+SMALL = {
+    "idm": ["method.net.channels=[4,8,8,8,8]", "method.net.dim=32", "method.net.heads=2", "method.net.window=16",
+            "data.stride=8", "method.net.dropout=0", "data.augment=null", "method.optimizer.warmup_steps=5",
+            "method.optimizer.lr=0.003"],
+    "vpt": ["method.net.channels=[4,8,8,8]", "method.net.dim=32", "method.net.heads=2", "method.net.context=8",
+            "data.length=16", "method.optimizer.warmup_steps=5"],
+}  # fmt: skip
+
+
+def configure(method, folder, train, *overrides):
+    small = [f"method={method}", f"run.dir={folder}", f"data.train={train}", "data.batch_size=4", *SMALL[method]]
+    with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
+        return hydra.compose("pretrain", [*small, *overrides])
+
+
+def run(*args):
+    return execute(main.function, configure(*args))
+
+
+@pytest.mark.parametrize("method", ["idm", "vpt"])
+def test_two_steps_leave_a_model_that_loads(method, play_shards, held_out_shards, tmp_path):
+    summary = run(method, tmp_path, play_shards, "steps=2", f"data.validation={held_out_shards}")
+    assert summary["steps"] == 2
+    assert json.loads((tmp_path / "summary.json").read_text())["frames/train"] == 192
+    bundle = hub.load(tmp_path)
+    assert bundle.size == (32, 40)
+    assert bundle.fps == 17.5
+    assert bundle.spec.name == "doom"
+    assert (tmp_path / "metrics.csv").read_text().startswith("epoch") or "train/loss" in (
+        tmp_path / "metrics.csv"
+    ).read_text()
+
+
+def test_idm_learns_the_keys_and_turns_of_another_recording(make_play, held_out_shards, tmp_path):
+    train = make_play(tmp_path / "train", videos=10)
+    options = ["steps=120", f"data.validation={held_out_shards}", "data.batch_size=8"]
+    options += ["method.optimizer.schedule=constant", "method.net.channels=[8,16,16,16,16]"]
+    summary = run("idm", tmp_path, train, *options)
+    assert summary["idm/camera_r2_yaw"] > 0.6  # predicting the mean scores 0
+    assert summary["idm/button_f1"] > summary["idm/majority_f1"] + 0.3
+    assert summary["idm/nll"] < 0.7 * summary["idm/majority_nll"]
+    report = json.loads((tmp_path / "label_report.json").read_text())
+    assert report["keys"]["attack"]["recall"] > 0.8
+
+
+def test_soft_targets_and_null_handling_are_options(play_shards, tmp_path):
+    for nulls in ("drop", "mask", "keep"):
+        run("vpt", tmp_path / nulls, play_shards, "steps=1", f"data.nulls={nulls}")
+    with pytest.raises(DataError, match="pseudo-labels"):
+        run("vpt", tmp_path / "soft", play_shards, "steps=1", "data.targets=soft")
+
+
+@pytest.mark.parametrize("method", ["idm", "vpt"])
+def test_a_stopped_run_continues_to_the_same_weights(method, play_shards, tmp_path):
+    straight = run(method, tmp_path / "straight", play_shards, "steps=6", "method.optimizer.schedule=constant")
+    run(method, tmp_path / "stopped", play_shards, "steps=3", "method.optimizer.schedule=constant")
+    resumed = run(method, tmp_path / "stopped", play_shards, "steps=6", "method.optimizer.schedule=constant")
+    assert straight["steps"] == resumed["steps"] == 6
+    one, other = (hub.load(tmp_path / name).net.state_dict() for name in ("straight", "stopped"))
+    assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_init_continues_from_a_model_of_the_same_build_only(play_shards, tmp_path):
+    run("vpt", tmp_path / "first", play_shards, "steps=1")
+    run("vpt", tmp_path / "second", play_shards, "steps=1", f"init={tmp_path / 'first'}")
+    with pytest.raises(DataError, match="context"):
+        run("vpt", tmp_path / "third", play_shards, "steps=1", f"init={tmp_path / 'first'}", "method.net.context=4")
+
+
+def test_missing_or_actionless_data_is_explained(make_play, tmp_path):
+    with pytest.raises(DataError, match=r"data\.train"):
+        run("idm", tmp_path, "null")
+    make_play(tmp_path / "clips", videos=1, actions=False)
+    with pytest.raises(DataError, match="label it first"):
+        run("vpt", tmp_path / "run", tmp_path / "clips")
+
+
+def test_schedules():
+    assert [rate(t, 2, 6, "linear") for t in range(7)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+    assert rate(4, 2, 6, "cosine") == pytest.approx(0.5)
+    assert rate(5, 2, 6, "constant") == 1
