@@ -48,7 +48,8 @@ class LabelReport:
     offsets: dict  # shift in frames -> mean log-likelihood
 
     def to_dict(self):
-        return asdict(self)
+        """Plain JSON types; what is undefined (NaN) becomes None."""
+        return without_nan(asdict(self))
 
 
 @dataclass
@@ -282,6 +283,14 @@ def f1_per_key(true, guess, on):
 def f1(hits, spurious, missed):
     total = 2 * hits + spurious + missed
     return float(2 * hits / total) if total else float("nan")
+
+
+def without_nan(value):
+    if isinstance(value, dict):
+        return {name: without_nan(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def fraction(flags):

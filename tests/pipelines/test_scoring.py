@@ -188,7 +188,7 @@ def test_half_precision_probabilities_are_fine():
 def test_the_report_is_plain_json():
     truth = replace(world(), effective=np.ones((400, 4), bool))
     values = label_report(truth, *certain(truth), SPEC, prefix="label").to_dict()
-    assert json.loads(json.dumps(values, allow_nan=True))["keys"]["go"]["recall"] == 1
+    assert json.loads(json.dumps(values, allow_nan=False))["keys"]["go"]["recall"] == 1
     assert "label/camera_r2" in values["scores"]
 
 
