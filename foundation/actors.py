@@ -70,7 +70,7 @@ class NoopActor:
 
 
 class PlayerActor:
-    """The scripted player, which reads the engine's state instead of the picture: what imitation could at best reach."""
+    """The scripted player, which reads the engine's state instead of the picture: what imitation could reach."""
 
     def __init__(self, seed=0, **style):
         self.seed, self.style = seed, style

@@ -122,7 +122,8 @@ def main(cfg):
     protocol = protocol_of(cfg)
     privileged = {"privileged": True} if "player" in (cfg.policy, *cfg.baselines) else {}
     size = {} if bundle is None else {"size": bundle.size}
-    with opened(cfg.task, min(cfg.environments, protocol["episodes"]), **protocol["env"], **size, **privileged) as worlds:
+    n = min(cfg.environments, protocol["episodes"])
+    with opened(cfg.task, n, **{**protocol["env"], **size, **privileged}) as worlds:
         codec = ActionCodec(worlds[0].spec_of_actions)
         check_fit(bundle, worlds[0])
         film = Film(cfg.video, codec.spec) if cfg.video else None
@@ -152,7 +153,7 @@ def baseline(name, codec):
 def load_policy(address):
     """Bundle of a policy; DataError if there is none at `address`, or it does not act."""
     if address is None:
-        raise DataError(f"policy=<hub folder> is missing; a folder that pretrain or finetune left, or {sorted(BASELINES)}")
+        raise DataError(f"policy=<folder> is missing: one that pretrain or finetune left, or one of {sorted(BASELINES)}")
     bundle = hub.load(address)
     if not hasattr(bundle.net, "step"):
         raise DataError(f"{address} holds a {type(bundle.net).__name__}, which labels but does not act: give a policy")
@@ -191,7 +192,7 @@ def opened(task, n, **overrides):
 
 
 class Film:
-    """Collects the first `episodes` episodes at the environment's own resolution, pressed keys and mouse drawn beside."""
+    """Collects the first `episodes` episodes at the environment's own resolution, with the pressed keys beside."""
 
     def __init__(self, episodes, spec):
         self.spec, self.frames = spec, {number: [] for number in range(episodes)}

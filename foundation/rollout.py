@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch.utils._pytree import tree_map
 from torch.utils.data import IterableDataset
 
 from models.heads import Joint
 from pipelines.schema import ACTION, FIRST, MASK, OBSERVATION, REWARD, TERMINATED, TRUNCATED, DataError
 
+FEATURES = "features"  # [b t d] what `policy.encode` made of the frames, in their place in a window
 SEEDS = 1 << 30  # training episodes use seeds below, evaluation episodes seeds from here on
 
 
@@ -173,10 +175,13 @@ def take(data, rows):
 
 
 class Rollout:
-    """Steps a policy in environments, chunk after chunk, through episode boundaries."""
+    """Steps a policy in environments, chunk after chunk, through episode boundaries.
 
-    def __init__(self, environments, codec, seed):
-        self.environments, self.codec = environments, codec
+    `features`: keep the outputs of the policy's encoder instead of frames, for a policy whose encoder does not train.
+    """
+
+    def __init__(self, environments, codec, seed, features=False):
+        self.environments, self.codec, self.features = environments, codec, features
         self.generator = torch.Generator().manual_seed(seed)
         self.frame = self.state = None
 
@@ -193,22 +198,26 @@ class Rollout:
             rows.append(row)
             episodes += finished
         chunk = {name: torch.stack([row[name] for row in rows], 1) for name in rows[0]}  # b t ...
-        last = {OBSERVATION: torch.from_numpy(self.frame.observation), FIRST: torch.from_numpy(self.frame.first)}
-        return {**tree_map(lambda x: x.to(device), {**chunk, "last": last}), "state": start}, episodes
+        chunk["last"] = self._look(policy, device)
+        return {**tree_map(lambda x: x.to(device), chunk), "state": start}, episodes
+
+    def _look(self, policy, device):
+        """The window of one frame [b 1 ...] that the policy sees now."""
+        observation = torch.from_numpy(self.frame.observation)[:, None].to(device)
+        seen = {FEATURES: policy.encode(observation)} if self.features else {OBSERVATION: observation}
+        return {**seen, FIRST: torch.from_numpy(self.frame.first)[:, None].to(device)}
 
     def _advance(self, policy, device):
-        frame = self.frame
-        observation, first = torch.from_numpy(frame.observation), torch.from_numpy(frame.first)
-        joint, _, self.state = policy.step(observation.to(device), first.to(device), self.state)
+        frame, window = self.frame, self._look(policy, device)
+        joint, self.state = policy(window, self.state)
         joint = on_cpu(joint)
-        action = joint.sample(self.generator)  # b 2
+        action = rearrange(joint.sample(self.generator), "b 1 two -> b two")
         outcome, self.frame = self.environments.step(to_environment(self.codec, action))
         row = {
-            OBSERVATION: observation,
-            FIRST: first,
+            **{name: value[:, 0] for name, value in window.items()},
             MASK: torch.from_numpy(frame.mask),
             ACTION: action,
-            "log_prob": joint.log_prob(action),
+            "log_prob": joint.log_prob(action[:, None])[:, 0],
             REWARD: torch.from_numpy(outcome.reward),
             TERMINATED: torch.from_numpy(outcome.terminated),
             TRUNCATED: torch.from_numpy(outcome.truncated),
@@ -232,7 +241,8 @@ class OnPolicy(IterableDataset):
     """Minibatches of fresh experience: rollout, then `epochs` passes over it in `minibatches` groups of environments.
 
     It has a length, so that the trainer does not fetch ahead: each rollout happens when its first minibatch is asked
-    for, with the weights of that moment. `agent.policy` acts under `agent.precision()`; `agent.annotate(chunk, groups)` adds what it trains on.
+    for, with the weights of that moment. `agent.policy` acts, `agent.annotate(chunk, groups)` adds what it trains on,
+    both in the context `agent.precision()`.
     """
 
     def __init__(self, agent, rollout, iterations, chunk, epochs, minibatches, seed):

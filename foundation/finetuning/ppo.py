@@ -6,8 +6,9 @@
            - c_H E[H(pi)]                                                 only where there is no KL
 
 The policy trains on chunks, starting from the memory it had when acting, with episode boundaries inside the chunk.
-VPT used PPG with a second value head; this is its policy phase. Advantages are divided by their deviation over the
-rollout, which the paper does not state (`normalise_advantage=false` leaves them in units of reward).
+VPT used PPG with a second value head; this is its policy phase. Advantages are divided by the running deviation of the
+returns, which the paper does not state: so the anchor's weight means the same at any scale of reward, and a rollout
+without reward moves nothing (dividing by a rollout's own deviation would blow its noise up).
 """
 
 import copy
@@ -23,9 +24,9 @@ from foundation.losses.clipped_surrogate import clip_fraction, clipped_surrogate
 from foundation.losses.kl_to_reference import anchor_weight, kl_to_reference
 from foundation.losses.masked import masked_mean
 from foundation.losses.value import explained_variance, value_loss
-from foundation.rollout import take
+from foundation.rollout import FEATURES, take
 from models.actor_critic import ValueHead
-from pipelines.schema import ACTION, FIRST, MASK, OBSERVATION, REWARD, TERMINATED, TRUNCATED
+from pipelines.schema import ACTION, FIRST, MASK, OBSERVATION, REWARD, TERMINATED, TRUNCATED, DataError
 
 
 class PPO(LightningModule):
@@ -33,10 +34,12 @@ class PPO(LightningModule):
 
     def __init__(self, policy, pretrained=None, lr=2e-5, value_lr=1e-3, weight_decay=0.04, gamma=0.999, lambda_=0.95,
                  clip=0.2, value_coefficient=0.5, kl=0.2, kl_decay=0.9995, entropy=0.01, value_gradient=True,
-                 normalise_advantage=True):  # fmt: skip
+                 train_encoder=True, advantage_scale="returns"):  # fmt: skip
         super().__init__()
         self.save_hyperparameters(ignore=["policy", "pretrained"])
         self.policy = policy
+        if not train_encoder:
+            policy.encoder.requires_grad_(False)
         self.value = ValueHead(policy.width)
         anchored = pretrained is not None and kl > 0
         self.prior = copy.deepcopy(pretrained).requires_grad_(False) if anchored else None
@@ -70,23 +73,33 @@ class PPO(LightningModule):
         seen = tree_map(lambda *x: torch.cat(x)[back], *parts)
         self.prior_state = seen.pop("prior_state", None)
         value = self.value.denormalise(seen.pop("value"))  # b t+1
-        done = chunk[TERMINATED], chunk[TRUNCATED]
+        mask, done = chunk[MASK], (chunk[TERMINATED], chunk[TRUNCATED])
         advantage = gae(chunk[REWARD], value, *done, self.hparams.gamma, self.hparams.lambda_)
         target = advantage + value[:, :-1]  # b t
         self.rollout_metrics = {
-            "value/explained_variance": explained_variance(value[:, :-1], target, chunk[MASK]),
-            "policy/step_mismatch": float((seen["old_log_prob"] - chunk["log_prob"])[chunk[MASK]].abs().amax()),
+            "value/explained_variance": explained_variance(value[:, :-1], target, mask),
+            "policy/step_mismatch": float((seen["old_log_prob"] - chunk["log_prob"])[mask].abs().amax()),
         }
-        if self.hparams.normalise_advantage:
-            real = advantage[chunk[MASK]]
-            advantage = (advantage - real.mean()) / (real.std() + 1e-8)
-        names = (OBSERVATION, FIRST, MASK, ACTION, "state")
-        return {**{name: chunk[name] for name in names}, **seen, "advantage": advantage, "target": target}
+        self.value.update(target, mask)
+        advantage = advantage / self._scale(advantage[mask])
+        kept = {name: chunk[name] for name in (OBSERVATION, FEATURES, FIRST, MASK, ACTION, "state") if name in chunk}
+        return {**kept, **seen, "advantage": advantage, "target": target}
+
+    def _scale(self, advantage):
+        """What advantages are divided by: the returns' running deviation, this rollout's own, or nothing."""
+        scales = {
+            "returns": lambda: self.value.normalizer.mean_and_std()[1],
+            "rollout": lambda: advantage.std() + 1e-8,
+            "none": lambda: 1.0,
+        }
+        if self.hparams.advantage_scale not in scales:
+            raise DataError(f"advantage_scale={self.hparams.advantage_scale!r}: expected one of {sorted(scales)}")
+        return scales[self.hparams.advantage_scale]()
 
     def _look(self, part):
         latent, state = self.policy.latent(part, part["state"])
-        _, last, _ = self.policy.step(part["last"][OBSERVATION], part["last"][FIRST], state)
-        value = self.value(torch.cat([latent, last[:, None]], 1))  # b t+1
+        last, _ = self.policy.latent(part["last"], state)
+        value = self.value(torch.cat([latent, last], 1))  # b t+1
         seen = {"old_log_prob": self.policy.head(latent).log_prob(part[ACTION]), "value": value}
         if self.prior is not None:
             prior, seen["prior_state"] = self.prior(part, part["prior_state"])
@@ -117,8 +130,6 @@ class PPO(LightningModule):
         return loss, {"loss/total": loss, **metrics}
 
     def training_step(self, batch, _):
-        if self.value.training:
-            self.value.update(batch["target"][batch[MASK]])
         loss, metrics = self.losses(batch)
         return {"loss": loss, "metrics": {name: value.detach() for name, value in metrics.items()}}
 
