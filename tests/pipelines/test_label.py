@@ -62,7 +62,8 @@ def world(tmp_path_factory):
 def config(world, out, *overrides):
     clips, idm = world
     with initialize_config_dir(CONFIGS, version_base="1.3"):
-        return compose("label", [f"clips={clips}", f"idm={idm}", f"out={out}", f"run.dir={out}-run", *overrides])
+        given = [f"clips={clips}", f"idm={idm}", f"out={out}", f"run.dir={out}-run", "threads=1"]
+        return compose("label", [*given, *overrides])
 
 
 def run(world, out, *overrides):
@@ -173,14 +174,14 @@ def test_ranks_to_run_is_compact(world, tmp_path):
 @pytest.mark.slow
 def test_worker_processes_give_the_same_labels(world, labelled, tmp_path):
     out = tmp_path / "out"
-    summary = run(world, out, "workers=2", "threads=1")
+    summary = run(world, out, "workers=2")
     assert summary["label/shards_finished"] == 3
     assert content(out) == content(labelled[0])
 
 
 def test_the_command_runs(world, tmp_path):
     command = [sys.executable, "-m", "pipelines.label", f"clips={world[0]}", f"idm={world[1]}",
-               f"out={tmp_path / 'out'}", f"run.dir={tmp_path / 'run'}"]  # fmt: skip
+               f"out={tmp_path / 'out'}", f"run.dir={tmp_path / 'run'}", "threads=1"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(CONFIGS).parent)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["label/clips"] == 9
