@@ -10,7 +10,7 @@ import inspect
 import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ OPTIONAL = ("value_head.",)  # not needed to act or to label
 CORE = ("net.", "pi_head.")  # here a name too many means another net, elsewhere a head that only training used
 HEAD = "pi_head.{}.linear_layer.weight"
 HEADS = "net.recurrent_layer.blocks.0.r.orc_block.r_layer.weight"
-UNTRAINED = "net.lastlayer.norm.weight"  # all ones in the IDM if its `lastlayer` was never part of training
+UNTRAINED = "net.lastlayer.norm.weight"  # all ones in an IDM whose `lastlayer` took no part in training
 
 PICKLE_ERRORS = (
     pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, KeyError, TypeError, ValueError,
@@ -43,7 +43,7 @@ class LoadReport:
 
     missing: tuple[str, ...] = ()  # parameters of the net that the file lacks; they keep their initial values
     unexpected: tuple[str, ...] = ()  # tensors of the file that the net has no place for
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     def __str__(self):
         lines = [f"missing (initial values kept): {', '.join(self.missing) or 'none'}"]
@@ -95,7 +95,8 @@ def unpickle(path):
     except DataError as error:
         raise DataError(f"{path} was refused: {error}") from error
     except PICKLE_ERRORS as error:
-        raise DataError(f"{path} is not a readable pickle ({type(error).__name__}: {error}); copy it again") from error
+        hint = "is it the .weights file, or damaged?"
+        raise DataError(f"{path} is not a readable pickle of settings ({first_line(error)}); {hint}") from error
 
 
 def load_weights(path):
@@ -136,6 +137,9 @@ def build(model_path, weights_path, spec=MINECRAFT):
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise DataError(f"{model_path} describes a net that cannot be built: {error}") from error
     net.load_state_dict({name: weights[name] for name in expected if name in weights}, strict=False)
+    if target is VptInverseDynamics and bool((weights[UNTRAINED] == 1).all()):
+        note = f"{UNTRAINED} is all ones: `lastlayer` was never trained, skipping it is right"
+        report = replace(report, notes=(note,))
     return Release(net.eval(), config, report)
 
 
@@ -179,10 +183,7 @@ def compare(expected, weights, path):
     surplus = [name for name in unexpected if name.startswith(CORE)]
     if surplus:
         raise DataError(f"{path} has parameters that the net of its .model file lacks: {listed(surplus)}")
-    notes = ()
-    if UNTRAINED in weights and bool((weights[UNTRAINED] == 1).all()):
-        notes = (f"{UNTRAINED} is all ones: `lastlayer` was never trained, skipping it is right",)
-    return LoadReport(missing, unexpected, notes)
+    return LoadReport(missing, unexpected)
 
 
 def listed(faults, most=6):

@@ -308,6 +308,18 @@ def test_the_future_does_not_change_the_past(policy):
     assert (a[:, 6:] - b[:, 6:]).abs().amax(-1).min() > 1e-3
 
 
+def test_every_parameter_of_the_policy_learns():
+    net = VptPolicy(
+        n_buttons=8, hidsize=16, attention_heads=2, attention_memory_size=8, timesteps=4, n_recurrence_layers=2,
+        img_shape=[16, 16, 3], impala_width=0.25,
+    )  # fmt: skip
+    _, state = net({"observation": random_frames(2, 3, seed=1)})
+    latent, _ = net.latent({"observation": random_frames(2, 6)}, state)
+    loss = -net.head(latent).log_prob(torch.tensor([1, 7]).expand(2, 6, 2)).mean() + net.value_head(latent).sum()
+    loss.backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum()] == []
+
+
 def test_policy_head_is_hierarchical(policy):
     latent, _ = policy.latent({"observation": random_frames(2, 3)})
     joint = policy.head(latent)

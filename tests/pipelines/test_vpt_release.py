@@ -64,7 +64,7 @@ def frames(t=5):
 @torch.no_grad()
 def test_policy_loads_by_name_and_acts_alike(tmp_path, policy):
     net, config, report = build(*write(tmp_path, POLICY, OrderedDict(policy.state_dict())))
-    assert (report.missing, report.unexpected) == ((), ())
+    assert (report.missing, report.unexpected, report.notes) == ((), (), ())
     assert config["_target_"] == "models.vpt.VptPolicy"
     assert config["attention_heads"] == 4  # from the weights, not from the settings
     assert config["temperature"] == 2.0  # a string in the file
@@ -206,6 +206,9 @@ def test_files_of_another_kind(tmp_path):
     (tmp_path / "x.model").write_bytes(pickle.dumps({"agent": 1}))
     with pytest.raises(DataError, match="not a VPT"):
         load_model_file(tmp_path / "x.model")
+    torch.save({"w": torch.zeros(1)}, tmp_path / "swapped.weights")
+    with pytest.raises(DataError, match=r"is it the \.weights file"):
+        load_model_file(tmp_path / "swapped.weights")
     torch.save([1, 2], tmp_path / "x.weights")
     with pytest.raises(DataError, match="holds a list"):
         load_weights(tmp_path / "x.weights")
