@@ -127,10 +127,11 @@ def main(cfg):
         codec = ActionCodec(worlds[0].spec_of_actions)
         check_fit(bundle, worlds[0])
         film = Film(cfg.video, codec.spec) if cfg.video else None
+        baselines = {name: baseline(name, codec) for name in cfg.baselines}
         actor = PolicyActor(bundle.net.to(cfg.device), codec, cfg.run.seed, cfg.greedy, cfg.device) if bundle else None
         numbers = evaluate(actor or baseline(cfg.policy, codec), worlds, protocol, "policy", "evaluate", film)
-        for name in cfg.baselines:
-            numbers |= evaluate(baseline(name, codec), worlds, protocol, name, f"evaluate/{name}")
+        for name, other in baselines.items():
+            numbers |= evaluate(other, worlds, protocol, name, f"evaluate/{name}")
         if film:
             numbers["evaluate/videos"] = film.write(Path(cfg.run.dir), worlds[0].fps)
     return numbers
@@ -161,7 +162,7 @@ def load_policy(address):
 
 
 def check_fit(bundle, environment):
-    """DataError if the policy speaks of other actions than the environment; a warning if it learned at another rate."""
+    """DataError if the policy has other actions than the environment; a warning if it has another rate."""
     if bundle is None:
         return
     ours, theirs = environment.spec_of_actions, bundle.spec

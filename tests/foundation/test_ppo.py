@@ -5,17 +5,18 @@ import pytest
 import torch
 
 from foundation.actors import PolicyActor, RandomActor
-from foundation.callbacks import Experience, Checkpoint, csv_logger
+from foundation.callbacks import Checkpoint, Experience, csv_logger
 from foundation.evaluate import play
 from foundation.finetuning.ppo import PPO
 from foundation.rollout import Environments, OnPolicy, Rollout, training_seed
-from pipelines.schema import ACTION, MASK
+from pipelines.schema import ACTION, MASK, OBSERVATION, DataError
 from tests.foundation.toy_world import CODEC, Bar, TinyPolicy
 
 
 def stream_of(agent, b=4, iterations=2, chunk=10, epochs=2, minibatches=2, seed=0, **world):
     environments = Environments([Bar(**world) for _ in range(b)], lambda i, e: training_seed(seed, i, e), threads=1)
-    return OnPolicy(agent, Rollout(environments, CODEC, seed), iterations, chunk, epochs, minibatches, seed)
+    rollout = Rollout(environments, CODEC, seed, features=not agent.hparams.train_encoder)
+    return OnPolicy(agent, rollout, iterations, chunk, epochs, minibatches, seed)
 
 
 def fit(agent, stream, folder=None):
@@ -137,17 +138,34 @@ def test_value_gradient_can_be_kept_out_of_the_trunk():
     assert agent.value.linear.weight.grad is not None
 
 
-def test_advantages_bootstrap_a_cut_episode_from_its_final_observation():
-    agent = PPO(TinyPolicy(), gamma=0.5, lambda_=0.0, normalise_advantage=False)
-    torch.nn.init.zeros_(agent.value.linear.weight)
+def test_frozen_encoder_trains_on_features_and_gives_the_same_loss():
+    whole, frozen = anchored(), anchored(train_encoder=False)
+    batches = [first_batch(agent) for agent in (whole, frozen)]
+    assert OBSERVATION not in batches[1]
+    losses = [agent.losses(batch)[0] for agent, batch in zip((whole, frozen), batches, strict=True)]
+    assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-6)
+    losses[1].backward()
+    assert all(p.grad is None for p in frozen.policy.encoder.parameters())
+    assert frozen.policy.cell.weight_hh.grad is not None
+
+
+def test_a_rollout_without_reward_has_small_advantages():
+    agent = PPO(TinyPolicy())
+    batch = first_batch(agent, length=10_000, chunk=20)  # rewards of 1e-4
+    assert batch["advantage"].abs().max() < 0.05
+    with pytest.raises(DataError, match="advantage_scale"):
+        first_batch(PPO(TinyPolicy(), advantage_scale="batch"))
+
+
+@pytest.mark.parametrize(("ends", "bootstrap"), [("truncated", 4.5), ("terminated", 0.0)])
+def test_advantages_bootstrap_a_cut_episode_from_its_final_observation(ends, bootstrap):
+    agent = PPO(TinyPolicy(), gamma=0.5, lambda_=0.0, advantage_scale="none")
     torch.nn.init.constant_(agent.value.linear.bias, 8.0)
-    agent.value.update(torch.tensor([0.0, 2.0]))  # mean 1, deviation 1: V = 9 everywhere
-    for ends, bootstrap in (("truncated", 4.5), ("terminated", 0.0)):
-        stream = stream_of(agent, b=1, iterations=1, chunk=4, epochs=1, minibatches=1, length=3, ends=ends)
-        batch = next(iter(stream))
-        reward = batch["target"][0] - torch.tensor([4.5, 4.5, bootstrap, 4.5])
-        assert reward[:3].abs().sub(1 / 3).abs().max() < 1e-5 or (reward[:3].abs() < 1e-5).any()
-        assert reward[3].abs() < 1e-5  # the final observation brings nothing
+    agent.value.update(torch.tensor([0.0, 2.0]))  # mean 1, deviation 1: V = 8 * 1 + 1 = 9 everywhere
+    batch = first_batch(agent, b=1, iterations=1, chunk=4, epochs=1, minibatches=1, length=3, ends=ends)
+    reward = batch["target"][0] - torch.tensor([4.5, 4.5, bootstrap, 4.5])
+    assert all(min(abs(r - known) for known in (-1 / 3, 0, 1 / 3)) < 1e-5 for r in reward[:3].tolist())
+    assert reward[3].abs() < 1e-5  # the final observation brings nothing
 
 
 def test_two_runs_with_one_seed_are_equal(tmp_path):

@@ -36,7 +36,7 @@ def test_boundaries_keep_the_final_observation_as_a_masked_frame():
     assert (chunk[REWARD][~chunk[MASK]] == 0).all()
     assert len(episodes) == 4
     assert all(e.frames == 3 for e in episodes)
-    assert chunk["last"][OBSERVATION].shape == (2, 8, 8, 3)
+    assert chunk["last"][OBSERVATION].shape == (2, 1, 8, 8, 3)
 
 
 def test_returns_are_those_of_the_rewards():

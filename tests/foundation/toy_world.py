@@ -64,13 +64,15 @@ class TinyPolicy(nn.Module):
     def initial_state(self, batch_size, device=None):
         return {"h": torch.zeros(batch_size, self.width, device=device)}
 
+    def encode(self, frames):
+        return self.encoder(frames.flatten(2).float() / 255 - 0.5)
+
     def latent(self, window, state=None):
-        frames = window[OBSERVATION]
-        h = (state or self.initial_state(len(frames), frames.device))["h"]
-        first = window.get(FIRST, torch.zeros(frames.shape[:2], dtype=torch.bool))
-        features = self.encoder(frames.flatten(2).float() / 255 - 0.5)  # b t d
+        features = window["features"] if "features" in window else self.encode(window[OBSERVATION])  # b t d
+        h = (state or self.initial_state(len(features), features.device))["h"]
+        first = window.get(FIRST, torch.zeros(features.shape[:2], dtype=torch.bool))
         latents = []
-        for t in range(frames.shape[1]):
+        for t in range(features.shape[1]):
             h = self.cell(features[:, t], torch.where(first[:, t, None], 0.0, h))
             latents.append(h)
         return self.dropout(torch.stack(latents, 1)), {"h": h}

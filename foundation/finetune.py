@@ -1,0 +1,144 @@
+"""python -m foundation.finetune task=... algo=ppo init=<hub folder>: improves a policy by RL in an environment.
+
+Without `init` it is the from-scratch arm; with `algo.kl=0` the unanchored one. Leaves in run.dir: metrics.csv (one row
+per rollout), last.ckpt, the final policy as the hub folder `model`, and summary.json with the task's protocol.
+"""
+
+import logging
+import time
+import warnings
+
+import lightning as L
+import torch
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from foundation.actors import PolicyActor, RandomActor
+from foundation.callbacks import Checkpoint, Experience, Progress, csv_logger
+from foundation.evaluate import check_fit, evaluate, load_policy, opened, protocol_of
+from foundation.hub import machine
+from foundation.rollout import Environments, OnPolicy, Rollout, training_seed
+from foundation.training import make_trainer
+from pipelines import checkpoint
+from pipelines.actions import ActionCodec
+from pipelines.command import command, run_folder
+from pipelines.schema import DataError
+
+log = logging.getLogger("foundation-policy")
+
+
+@command("finetune")
+def main(cfg):
+    L.seed_everything(cfg.run.seed, verbose=False)
+    folder, algo, protocol = run_folder(cfg), plain(cfg.algo), protocol_of(cfg)
+    bundle = None if cfg.init is None else load_policy(cfg.init)
+    size = bundle.size if bundle else tuple(cfg.policy.size)
+    n = algo["stream"].pop("environments")
+    with opened(cfg.task, n, size=size) as worlds:
+        check_fit(bundle, worlds[0])
+        codec, fps = ActionCodec(worlds[0].spec_of_actions), worlds[0].fps
+        net_config = bundle.config["net"] if bundle else derive(plain(cfg.policy.net), size, codec)
+        policy = bundle.net if bundle else checkpoint.construct(net_config)
+        play_protocol = scorer(policy, codec, cfg, size, protocol, n)
+        before = play_protocol("random", "random", RandomActor(codec)) if cfg.evaluate_before else {}
+        before |= play_protocol("initial", "initial") if cfg.evaluate_before else {}
+        agent = get_class(algo["agent"].pop("_target_"))(policy, pretrained=bundle and policy, **algo["agent"])
+        trained = fit(agent, Environments(worlds, training_seeds(cfg.run.seed)), codec, algo, cfg, folder)
+    after = play_protocol("fine-tuned", "finetune")
+    summary = {**before, **after, **trained}
+    extras = {"actions": codec.spec, "size": size, "fps": fps, "statistics": bundle.statistics if bundle else {}}
+    checkpoint.save(folder / "model", net_config, policy, extras, card(cfg, agent, summary))
+    return summary
+
+
+def plain(node):
+    return OmegaConf.to_container(node, resolve=True)
+
+
+def derive(net, size, codec):
+    """Fills in what follows from frames and actions. A value set in the config stays."""
+    known = {
+        "height": size[0], "width": size[1], "n_buttons": codec.n_buttons, "n_camera": codec.n_camera,
+        "camera_on": codec.camera_on, "camera_null": codec.camera_null,
+    }  # fmt: skip
+    net = {name: known.get(name) if value is None else value for name, value in net.items()}
+    checkpoint.check_targets(net)
+    return net
+
+
+def training_seeds(seed):
+    return lambda slot, episode: training_seed(seed, slot, episode)
+
+
+def scorer(policy, codec, cfg, size, protocol, n):
+    """Function (who, prefix, actor=the policy) -> numbers of the evaluation protocol, in environments of its own."""
+
+    def play(who, prefix, actor=None):
+        actor = actor or PolicyActor(policy.to(device_of(cfg)), codec, cfg.run.seed, device=device_of(cfg))
+        with opened(cfg.task, min(n, protocol["episodes"]), **protocol["env"], size=size) as worlds:
+            return evaluate(actor, worlds, protocol, who, prefix)
+
+    return play
+
+
+def device_of(cfg):
+    return "cpu" if cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available() else "cuda"
+
+
+def fit(agent, environments, codec, algo, cfg, folder):
+    """Trains `agent` on `cfg.frames` frames and more until the last rollout is full -> flat numbers."""
+    if cfg.trainer.devices != 1:
+        raise DataError(f"trainer.devices={cfg.trainer.devices}: RL runs in one process; choose trainer=cpu or gpu")
+    rollout = Rollout(environments, codec, cfg.run.seed, features=not agent.hparams.train_encoder)
+    iterations = -(-cfg.frames // (len(environments) * algo["stream"]["chunk"]))
+    stream = OnPolicy(agent, rollout, iterations, **algo["stream"], seed=cfg.run.seed)
+    experience = Experience(stream, cfg.window)
+    total = iterations * len(environments) * stream.chunk
+    show = Progress(total, "frame", count=lambda _: stream.frames, show=lambda _: experience.averages())
+    settings = {**plain(cfg.trainer), "gradient_clip_val": algo["grad_clip"], "accumulate_grad_batches": 1}
+    shown = [experience, show, Checkpoint(folder)]
+    options = {"max_epochs": 1, "logger": csv_logger(folder), "log_every_n_steps": stream.per_iteration}
+    trainer = make_trainer(settings, folder, shown, len(stream), **options)
+    log.info("%s, %s; %d rollouts", cfg.init or "from scratch", arm(agent), iterations)
+    start = time.monotonic()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(many workers|has `__len__`|in eval mode|LeafSpec|weights_only).*")
+        trainer.fit(agent, stream)
+    environments.close()
+    return {
+        "finetune/train_frames": stream.frames,
+        "finetune/iterations": iterations,
+        "finetune/train_frames_per_second": stream.frames / (time.monotonic() - start),
+        **{f"finetune/train_{name}": value for name, value in experience.averages().items()},
+    }
+
+
+def arm(agent):
+    """Which of the three arms this is, in words."""
+    if agent.prior is not None:
+        return f"PPO with {agent.hparams.kl} KL to the pretrained policy"
+    return f"PPO without KL, entropy bonus {agent.entropy}"
+
+
+def card(cfg, agent, summary):
+    rows = "\n".join(f"| {k} | {v:.4g} |" for k, v in sorted(summary.items()) if isinstance(v, int | float))
+    return f"""---
+library_name: foundation-policy
+license: mit
+---
+
+# {cfg.run.name}
+
+{arm(agent)}, task `{cfg.task.name}`, from {f"`{cfg.init}`" if cfg.init else "random weights"}, seed {cfg.run.seed},
+on {machine()}.
+
+| measured | value |
+|---|---|
+{rows}
+
+Play it with `python -m foundation.evaluate task={cfg.task.name} policy=<this folder>`.
+"""
+
+
+if __name__ == "__main__":
+    main()
