@@ -154,7 +154,7 @@ def baseline(name, codec):
 def load_policy(address):
     """Bundle of a policy; DataError if there is none at `address`, or it does not act."""
     if address is None:
-        raise DataError(f"policy=<folder> is missing: one that pretrain or finetune left, or one of {sorted(BASELINES)}")
+        raise DataError(f"policy=<folder> is missing: one that pretrain or finetune left, or {sorted(BASELINES)}")
     bundle = hub.load(address)
     if not hasattr(bundle.net, "step"):
         raise DataError(f"{address} holds a {type(bundle.net).__name__}, which labels but does not act: give a policy")
