@@ -53,7 +53,7 @@ def write_video(path, frames, fps):
 
     In front, because a browser can then start before it has the whole file.
     """
-    data = encode(frames, fps, gop=int(4 * max(1, fps)), crf=23)
+    data = encode(frames, fps, gop=int(4 * max(1, fps)), crf=28)  # for people: small, still legible
     part = Path(f"{path}.part")
     try:
         with av.open(io.BytesIO(data)) as source:

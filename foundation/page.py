@@ -20,7 +20,7 @@ p { margin: 6px 0 10px; max-width: 78ch; }
 .faint, figcaption { color: var(--faint); font-size: 13px; }
 .bad { color: var(--bad); }
 nav { position: sticky; top: 0; z-index: 1; background: var(--page); padding-block: 10px; font-size: 14px; }
-nav a { color: var(--accent); text-decoration: none; margin-right: 18px; }
+nav a { color: var(--accent); text-decoration: none; white-space: nowrap; margin-right: 18px; }
 .facts { display: flex; flex-wrap: wrap; gap: 10px 32px; margin: 14px 0 6px; }
 .facts div { min-width: 90px; } .facts b { display: block; font-size: 20px; font-weight: 650; }
 .facts span { color: var(--faint); font-size: 13px; }
@@ -31,7 +31,7 @@ th, td { padding: 5px 14px; border-bottom: 1px solid var(--line); text-align: le
 th { font-weight: 600; color: var(--faint); font-size: 13px; white-space: nowrap; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 td small { color: var(--faint); }
-td { overflow-wrap: anywhere; } td.number { overflow-wrap: normal; }
+td { overflow-wrap: anywhere; } td:first-child { min-width: 18ch; } td.number { overflow-wrap: normal; }
 tr.group td { font-weight: 600; padding-top: 14px; background: var(--page); }
 .stack { display: grid; gap: 14px; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 14px; align-items: start; }

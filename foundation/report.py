@@ -19,7 +19,7 @@ from pipelines.command import command
 from pipelines.schema import DataError
 
 BASELINES = (
-    "baseline", "majority", "persistence", "all_released", "chance", "random", "null", "scratch", "behaviour", "player"
+    "baseline", "majority", "persistence", "all_released", "chance", "random", "noop", "null", "scratch", "behaviour", "player"
 )  # fmt: skip
 FAMILIES = ("train/", "val/", "validation/", "valid/", "test/")
 HIDDEN = ("minutes", "seed")  # shown elsewhere

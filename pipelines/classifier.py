@@ -72,7 +72,8 @@ def fit(features, labels, groups, embedding, c=1e-3):
     if labels.all() or not labels.any():
         got = "artifact" if len(labels) and labels.all() else "clean"
         raise DataError(f"all {len(labels)} labelled frames are {got}; the filter needs examples of both kinds")
-    aside = np.array([zlib.crc32(str(g).encode()) % HELD_OUT == 0 for g in groups])
+    shuffled = sorted(set(groups.tolist()), key=lambda g: (zlib.crc32(str(g).encode()), g))
+    aside = np.isin(groups, shuffled[: -(-len(shuffled) // HELD_OUT)])
     metrics = {"labelled_frames": len(labels), "held_out_frames": int(aside.sum())}
     if all(len(set(labels[part].tolist())) == 2 for part in (aside, ~aside)):
         from sklearn.metrics import roc_auc_score
@@ -80,6 +81,7 @@ def fit(features, labels, groups, embedding, c=1e-3):
         scores = _fit(features[~aside], labels[~aside], embedding, c).scores(features[aside])
         metrics |= {
             "frame_auc": float(roc_auc_score(labels[aside], scores)),
+            "frame_auc_chance": 0.5,
             "frame_accuracy": float(((scores > 0) == labels[aside]).mean()),
             "majority_frame_accuracy": float(max(labels[aside].mean(), 1 - labels[aside].mean())),
         }

@@ -137,11 +137,14 @@ def summarise(decisions, shards):
     if truth.any() and not truth.all():
         from sklearn.metrics import roc_auc_score
 
-        keep = np.array([d.keep for d in scored])
+        keep = np.array([d.keep for d in scored])  # chance: as many clips kept, but drawn at random
         numbers |= {
             "clip_auc": float(roc_auc_score(truth, [d.score for d in scored])),
+            "clip_auc_chance": 0.5,
             "artifact_clips_dropped": float((~keep[truth]).mean()),
+            "artifact_clips_dropped_chance": float((~keep).mean()),
             "clean_clips_kept": float(keep[~truth].mean()),
+            "clean_clips_kept_chance": float(keep.mean()),
         }
     return numbers
 
