@@ -7,10 +7,15 @@ unmaintained. `torchcodec` needs system FFmpeg and a version that matches torch;
 A decoder that cannot honour the table raises FrameMismatch; none ever returns a neighbouring frame.
 """
 
+import io
+
 import numpy as np
 
 from pipelines.schema import DataError
-from pipelines.video import FrameMismatch, VideoError, av, label, opened
+from pipelines.video import FrameMismatch, VideoError, av, clean_frames, label, opened
+
+SEEK_TRIES = 3  # earlier key frames to try before decoding from the start
+SEEKABLE = ("mov,mp4", "matroska")
 
 
 class Reader:
@@ -63,11 +68,14 @@ class PyavReader(Reader):
 
     def __init__(self, source, table, resizer):
         super().__init__(source, table, resizer)
-        self.manager = opened(source)
-        self.container, self.stream = self.manager.__enter__()
         self.rows = {int(pts): row for row, pts in enumerate(table.pts)}
         self.key_rows = np.searchsorted(table.pts, table.keyframes)
-        self.stream_frames = self.container.decode(self.stream)
+        self._open()
+
+    def _open(self):
+        self.manager = opened(self.source)
+        self.container, self.stream = self.manager.__enter__()
+        self.stream_frames = clean_frames(self.container, self.stream, self.table.reorder)
         self.position = -1  # row of the last frame that left the decoder
 
     def close(self):
@@ -87,14 +95,24 @@ class PyavReader(Reader):
             frame = self._forward(row)
             if frame is not None:
                 return frame
+        tries = SEEK_TRIES
         while True:
             self._seek(key)
             frame = self._forward(row)
             if frame is not None:
                 return frame
-            if key < 0:
-                raise self.mismatch(row, "no such frame")
-            key -= 1  # landed past the target: key frame times may run ahead of their packets
+            if key < 0 or tries == 0:
+                return self._from_start(row)
+            key, tries = key - 1, tries - 1  # landed past the target: packets may run ahead of their frames' times
+
+    def _from_start(self, row):
+        """For files that cannot be seeked: opens them again and decodes all the way."""
+        self.close()
+        self._open()
+        frame = self._forward(row)
+        if frame is None:
+            raise self.mismatch(row, "no such frame, or a damaged one")
+        return frame
 
     def _seek(self, key):
         time = int(self.table.keyframes[key]) if key >= 0 else int(self.table.pts[0])
@@ -102,25 +120,18 @@ class PyavReader(Reader):
             self.container.seek(time, stream=self.stream, backward=True)
         except av.error.FFmpegError as error:
             raise self.mismatch(int(np.searchsorted(self.table.pts, time)), f"a seek error ({error})") from error
-        self.stream_frames = self.container.decode(self.stream)
+        self.stream_frames = clean_frames(self.container, self.stream, self.table.reorder)
         self.position = -1
 
     def _forward(self, row):
         """Decodes up to `row`; None if the decoder is already past it or ends before it."""
         target = int(self.table.pts[row])
-        try:
-            for frame in self.stream_frames:
-                if frame.pts is None:
-                    continue
-                self.position = self.rows.get(frame.pts, self.position)
-                if frame.pts > target:
-                    return None
-                if frame.pts == target:
-                    if frame.is_corrupt:
-                        raise VideoError("corrupt", f"row {row} of {label(self.source)} is damaged")
-                    return frame
-        except av.error.FFmpegError as error:
-            raise VideoError("corrupt", f"{label(self.source)} does not decode up to row {row} ({error})") from error
+        for pts, frame in self.stream_frames:
+            self.position = self.rows.get(pts, self.position)
+            if pts == target:
+                return frame
+            if pts > target:
+                return None
         return None
 
 
@@ -129,6 +140,7 @@ class DecordReader(Reader):
 
     def __init__(self, source, table, resizer):
         super().__init__(source, table, resizer)
+        check_seekable(source, table, "decord")
         try:
             import decord
         except ImportError as error:
@@ -158,6 +170,7 @@ class TorchcodecReader(Reader):
 
     def __init__(self, source, table, resizer):
         super().__init__(source, table, resizer)
+        check_seekable(source, table, "torchcodec")
         try:
             from torchcodec.decoders import VideoDecoder
         except (ImportError, RuntimeError, OSError) as error:
@@ -193,9 +206,14 @@ class TorchcodecReader(Reader):
         self.video = None
 
 
-def io_source(source):
-    import io
+def check_seekable(source, table, decoder):
+    """Outside mp4 and Matroska the other decoders land on neighbours and do not say so; rotation they apply or not."""
+    if not table.container.startswith(SEEKABLE) or "rotated" in table.notes:
+        kind = "rotated video" if "rotated" in table.notes else table.container
+        raise FrameMismatch(f"decoder={decoder} is not exact on {kind} ({label(source)}); use decoder=pyav")
 
+
+def io_source(source):
     return io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else str(source)
 
 
