@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from foundation import page, plots, report
+from foundation import page, plots, report, report_results
 from foundation.run_files import read_metrics
 from pipelines.actions import DOOM
 from pipelines.command import CONFIGS
@@ -189,7 +189,7 @@ def test_numbers_find_what_belongs_beside_them():
         "idm/joint_exact": 0.3, "idm/persistence_joint_exact": 0.25, "idm/all_released_exact": 0.1, "minutes": 3,
         "x_std": 0.1, "x": 1.0, "x_expected": 2, "alone": None,
     }  # fmt: skip
-    rows = {row.what: row for row in report.result_rows(summary, {"alone": ">= 3"})}
+    rows = {row.what: row for row in report_results.result_rows(summary, {"alone": ">= 3"})}
     assert list(rows) == ["policy/return", "idm/button_f1", "idm/joint_exact", "x", "alone"]
     assert rows["policy/return"].spread == "[0.600, 0.800]"
     assert rows["policy/return"].baseline == (("random", "0.100"),)
@@ -200,7 +200,7 @@ def test_numbers_find_what_belongs_beside_them():
 
 
 def test_a_lone_baseline_is_a_result():
-    rows = report.result_rows({"random/return": 0.1, "null/return": 0.2})
+    rows = report_results.result_rows({"random/return": 0.1, "null/return": 0.2})
     assert [row.what for row in rows] == ["random/return", "null/return"]
 
 
