@@ -97,7 +97,7 @@ def _returns(runs):
 
 
 def _returns_of(summary):
-    """[(who, {mean, low, high})] of the returns in a summary that have an interval, such as `evaluate/random/return`."""
+    """[(who, {mean, low, high})] of the returns that have an interval, such as `evaluate/random/return`."""
     names = [n for n in summary if n.rpartition("/")[2] == "return"]
     bounds = {n: {word: summary.get(f"{n}_{word}") for word in ("low", "high")} for n in names}
     names = [n for n in names if all(map(_is_number, bounds[n].values()))]

@@ -8,6 +8,8 @@ BASELINES = (
     "baseline", "majority", "persistence", "all_released", "chance", "random", "noop", "null", "scratch", "behaviour",
     "player",
 )  # fmt: skip
+COUNTS = ("episodes", "episode_frames", "frames", "frames_per_second", "steps", "videos")  # no merit in more of them
+FEW = 8  # rows of a run without baselines that are shown at once
 HIDDEN = ("minutes", "seed")  # shown elsewhere
 HEADER = ("what", "value", "baseline", "expected")
 
@@ -28,7 +30,8 @@ def section(runs):
     main, rest = [], []
     for run in runs:
         rows = result_rows(run.summary, run.config.get("expected"))
-        told = [row for row in rows if row.baseline or row.expected or row.spread] or rows
+        told = [row for row in rows if row.baseline or row.expected or row.spread]
+        told = told or (rows if len(rows) <= FEW or len(runs) == 1 else [])
         main += ([[page.text(run.name)]] if told and len(runs) > 1 else []) + [_cells(row) for row in told]
         others = [_cells(row)[:2] for row in rows if row not in told]
         if others:
@@ -36,7 +39,7 @@ def section(runs):
                 page.fold(f"{run.name}: {len(others)} more numbers", page.table(HEADER[:2], others, numeric=[1]))
             )
     if not main:
-        return ""
+        return "".join(rest)
     keep = [0, 1] + [i for i in (2, 3) if any(len(cells) > 1 and cells[i] for cells in main)]
     main = [cells if len(cells) == 1 else [cells[i] for i in keep] for cells in main]
     return page.table([HEADER[i] for i in keep], main, numeric=[1]) + "".join(rest)
@@ -57,7 +60,7 @@ def result_rows(summary, expected=None):
     expected = dict(expected) if isinstance(expected, dict) else {}
     satellites = set(HIDDEN)
     for name in summary:
-        for word in ("low", "high", "std", "expected", *(() if _is_baseline(name) else BASELINES)):
+        for word in ("low", "high", "std", "expected", *_baselines_of(name)):
             satellites |= {s for s in _spellings(name, word) if s in summary}
     return [_row(summary, name, expected) for name in summary if name not in satellites]
 
@@ -67,14 +70,16 @@ def _row(summary, name, expected):
     spread = "" if std is None else f"± {page.number(std)}"
     if low is not None and high is not None:
         spread = f"[{page.number(low)}, {page.number(high)}]"
-    own = () if _is_baseline(name) else BASELINES
-    found = [(word, s) for word in own for s in _spellings(name, word) if s in summary]
+    found = [(word, s) for word in _baselines_of(name) for s in _spellings(name, word) if s in summary]
     baseline = tuple((word.replace("_", " "), page.number(summary[s])) for word, s in found)
     return Row(name, page.number(summary[name]), spread, baseline, _plain(expected.get(name, wanted)))
 
 
-def _is_baseline(name):
-    return any(f"_{part}_".find(f"_{word}_") >= 0 for part in name.split("/") for word in BASELINES)
+def _baselines_of(name):
+    """Words of baselines that may stand beside `name`: none beside a baseline itself, or a count."""
+    parts = name.split("/")
+    own = any(f"_{word}_" in f"_{part}_" for part in parts for word in BASELINES)
+    return () if own or parts[-1] in COUNTS else BASELINES
 
 
 def _spellings(name, word):

@@ -187,10 +187,11 @@ def test_numbers_find_what_belongs_beside_them():
         "policy/return": 0.7, "policy/return_low": 0.6, "policy/return_high": 0.8, "random/return": 0.1,
         "random/return_low": 0.0, "random/return_high": 0.2, "idm/button_f1": 0.5, "idm/majority_f1": 0.2,
         "idm/joint_exact": 0.3, "idm/persistence_joint_exact": 0.25, "idm/all_released_exact": 0.1, "minutes": 3,
-        "x_std": 0.1, "x": 1.0, "x_expected": 2, "alone": None,
+        "policy/episodes": 8, "random/episodes": 9, "x_std": 0.1, "x": 1.0, "x_expected": 2, "alone": None,
     }  # fmt: skip
     rows = {row.what: row for row in report_results.result_rows(summary, {"alone": ">= 3"})}
-    assert list(rows) == ["policy/return", "idm/button_f1", "idm/joint_exact", "x", "alone"]
+    counts = ["policy/episodes", "random/episodes"]  # not merits: none is the other's baseline
+    assert list(rows) == ["policy/return", "idm/button_f1", "idm/joint_exact", *counts, "x", "alone"]
     assert rows["policy/return"].spread == "[0.600, 0.800]"
     assert rows["policy/return"].baseline == (("random", "0.100"),)
     assert rows["idm/button_f1"].baseline == (("majority", "0.200"),)
@@ -202,6 +203,17 @@ def test_numbers_find_what_belongs_beside_them():
 def test_a_lone_baseline_is_a_result():
     rows = report_results.result_rows({"random/return": 0.1, "null/return": 0.2})
     assert [row.what for row in rows] == ["random/return", "null/return"]
+
+
+def test_long_lists_of_bare_numbers_are_folded_beside_other_runs(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a" / "summary.json").write_text(json.dumps({f"n{i}": i for i in range(20)}))
+    (tmp_path / "b" / "summary.json").write_text(json.dumps({"score": 1, "score_random": 0}))
+    report.write(tmp_path / "out.html", [tmp_path / "a", tmp_path / "b"])
+    assert "a: 20 more numbers" in " ".join(parse(tmp_path / "out.html")[0].text)
+    report.write(tmp_path / "out.html", [tmp_path / "a"])
+    assert "more numbers" not in " ".join(parse(tmp_path / "out.html")[0].text)
 
 
 @pytest.mark.parametrize(
