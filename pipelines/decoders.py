@@ -75,6 +75,8 @@ class PyavReader(Reader):
     def _open(self):
         self.manager = opened(self.source)
         self.container, self.stream = self.manager.__enter__()
+        if self.stream.time_base != self.table.time_base:
+            raise FrameMismatch(f"the table counts in {self.table.time_base} s, {label(self.source)} does not")
         self.stream_frames = clean_frames(self.container, self.stream, self.table.reorder)
         self.position = -1  # row of the last frame that left the decoder
 

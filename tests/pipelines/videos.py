@@ -1,6 +1,7 @@
 """Fixture videos: good ones, and one small generator per fault of real collections."""
 
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -87,14 +88,14 @@ def lose(source, target, lost):
 
 
 def cut(source, target, share):
-    data = open(source, "rb").read()
-    open(target, "wb").write(data[: int(len(data) * share)])
+    data = Path(source).read_bytes()
+    Path(target).write_bytes(data[: int(len(data) * share)])
     return str(target)
 
 
 def damage(source, target, start, stop, flips=0, seed=0):
     """Copy with a stretch (shares of the file) zeroed, or `flips` random bits in it flipped."""
-    data = bytearray(open(source, "rb").read())
+    data = bytearray(Path(source).read_bytes())
     first, last = int(len(data) * start), int(len(data) * stop)
     if flips:
         generator = np.random.default_rng(seed)
@@ -102,7 +103,7 @@ def damage(source, target, start, stop, flips=0, seed=0):
             data[at] ^= 1 << int(bit)
     else:
         data[first:last] = bytes(last - first)
-    open(target, "wb").write(data)
+    Path(target).write_bytes(data)
     return str(target)
 
 
