@@ -152,10 +152,11 @@ def build_index(tar):
             for info in archive:
                 if not info.isreg():
                     raise DataError(f"{tar} holds {info.name!r}, which is no regular file")
-                key, dot, _ = info.name.partition(".")
+                key, _, extension = info.name.partition(".")
                 check_key(key)
-                if not dot or info.name in members:
-                    raise DataError(f"{tar}: member {info.name!r} at {info.offset} is a duplicate or has no extension")
+                if not re.fullmatch(r"[A-Za-z0-9_.-]+", extension) or info.name in members:
+                    what = f"{info.name!r} at {info.offset}"
+                    raise DataError(f"{tar}: member {what} is a duplicate or has no plain extension")
                 raw.seek(info.offset_data)
                 payload = raw.read(info.size)
                 if len(payload) != info.size:
