@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from foundation.actors import PolicyActor, RandomActor
 from foundation.callbacks import Checkpoint, Experience, Progress, csv_logger
 from foundation.evaluate import check_fit, evaluate, load_policy, opened, protocol_of
-from foundation.hub import machine
+from foundation.hub import machine_words
 from foundation.rollout import Environments, OnPolicy, Rollout, training_seed
 from foundation.training import make_trainer
 from pipelines import checkpoint
@@ -130,7 +130,7 @@ license: mit
 # {cfg.run.name}
 
 {arm(agent)}, task `{cfg.task.name}`, from {f"`{cfg.init}`" if cfg.init else "random weights"}, seed {cfg.run.seed},
-on {machine()}.
+on {machine_words()}.
 
 | measured | value |
 |---|---|

@@ -1,11 +1,11 @@
 """Saving a trained network as a hub folder, and loading one from a path."""
 
-import platform
 from pathlib import Path
 
 import torch
 
 from pipelines import checkpoint
+from pipelines.command import machine
 
 
 def load(address):
@@ -36,7 +36,7 @@ license: mit
 
 `{net_config["_target_"]}` for {data.spec.name} actions, frames {data.size[0]}x{data.size[1]} RGB at {data.fps} Hz.
 
-Trained on {data.frames} frames of `{cfg.data.train}`, seed {cfg.run.seed}, on {machine()}.
+Trained on {data.frames} frames of `{cfg.data.train}`, seed {cfg.run.seed}, on {machine_words()}.
 
 | measured | value |
 |---|---|
@@ -50,15 +50,7 @@ def is_number(value):
     return isinstance(value, int | float)
 
 
-def machine():
-    """CPU, its threads, and the GPU if there is one, in words."""
+def machine_words():
+    """Processor, threads and GPU, if there is one, in words."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{cpu_name()}, {torch.get_num_threads()} threads{gpu}, torch {torch.__version__}"
-
-
-def cpu_name():
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    return f"{machine()['processor']}, {torch.get_num_threads()} threads{gpu}, torch {torch.__version__}"

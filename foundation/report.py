@@ -7,14 +7,12 @@ A section appears when the files it is made of exist, so a report of an unfinish
 
 import math
 import os
-import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from foundation import page, plots, report_labels, report_results
 from foundation.run_files import Run, discover
-from pipelines.command import command
+from pipelines.command import command, machine
 from pipelines.schema import DataError
 
 FAMILIES = ("train/", "val/", "validation/", "valid/", "test/")
@@ -42,28 +40,6 @@ def write(out, folders, title="Report", video_megabytes=24.0):
     os.replace(part, out)
     shown = [anchor for anchor, _, body in sections if body]
     return {"report": str(out), "runs": len(runs), "videos": len(videos), "sections": " ".join(shown)}
-
-
-def machine():
-    """The machine this runs on: {processor, cores, system, python, torch}."""
-    facts = {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-    }
-    try:
-        return facts | {"torch": version("torch")}
-    except PackageNotFoundError:
-        return facts
-
-
-def _processor():
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _header(runs):
@@ -186,7 +162,7 @@ def _reproduce(runs):
     rows = []
     for run in runs:
         minutes = page.number(run.summary.get("minutes"))
-        where = ", ".join(f"{k} {v}" for k, v in run.machine.items()) if run.machine else ""
+        where = ", ".join(f"{k} {v}" for k, v in run.machine.items() if k != "command")
         rows.append(
             [
                 page.text(run.name),

@@ -81,6 +81,8 @@ def _track(source, shards, entries, labels):
             return default
         return np.concatenate([a[name] for _, a in parts])
 
+    first = joined(schema.FIRST, np.zeros(sum(length), bool)).astype(bool)
+    first[np.cumsum([0, *length[:-1]])[gaps(entries)]] = True  # a clip left out, by a filter say: memory starts anew
     n = sum(length)
     soft = [joined(schema.KEY_PROBABILITIES), joined(schema.CAMERA_PROBABILITIES)]
     return Track(
@@ -89,12 +91,18 @@ def _track(source, shards, entries, labels):
         row=np.concatenate([np.arange(m) for m in length]),
         keys=joined(schema.KEYS),
         mouse=joined(schema.MOUSE),
-        first=joined(schema.FIRST, np.zeros(n, bool)).astype(bool),
+        first=first,
         loss=joined(schema.COVERAGE, np.ones(n, bool)).astype(bool),
         key_probabilities=None if soft[0] is None else soft[0].astype(np.float32),
         camera_probabilities=None if soft[1] is None else soft[1].astype(np.float32),
         effective=joined(schema.EFFECTIVE),
     )
+
+
+def gaps(entries):
+    """bool [clips]: the clip does not start where the one before it in the list stopped."""
+    spans = [entry.meta["frames"] for entry in entries]
+    return np.array([i > 0 and spans[i][0] != spans[i - 1][1] for i in range(len(spans))])
 
 
 def handle_nulls(track, codec, nulls):

@@ -5,6 +5,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from pipelines.actions import ActionCodec, spec_from
+from pipelines.filter import Kept
 from pipelines.schema import DataError
 from pipelines.shards import Shards
 from pipelines.stream import FrameStore, LaneSampler, StepSampler, WindowDataset, handle_nulls, load_tracks
@@ -14,15 +15,15 @@ from pipelines.transforms import ClipAugment
 class ShardData(L.LightningDataModule):
     """Windows of trajectory shards in an order that depends on (seed, step) alone.
 
-    train, validation: shard folders; labels: label shards joined to `train` by key; carry: lanes whose windows
+    train, validation: shard folders; keep: list of clip keys by `pipelines.filter`; labels: label shards joined to `train` by key; carry: lanes whose windows
     continue (for policies with memory) instead of shuffled windows.
     """
 
-    def __init__(self, train, validation, labels, length, stride, carry, nulls, targets, augment, batch_size, workers,
+    def __init__(self, train, keep, validation, labels, length, stride, carry, nulls, targets, augment, batch_size, workers,
                  cache_gb, hours, steps, seed):  # fmt: skip
         super().__init__()
         self.batch_size, self.workers, self.steps, self.seed, self.carry = batch_size, workers, steps, seed, carry
-        self.shards = open_shards(train, "data.train")
+        self.shards = Kept(train, keep) if keep else open_shards(train, "data.train")
         self.spec, self.size, self.fps = facts(self.shards, open_shards(labels, "data.labels") if labels else None)
         self.codec = ActionCodec(self.spec)
         self.window = {"codec": self.codec, "length": length, "seed": seed}
