@@ -187,7 +187,7 @@ def key_table(frames, on_keys, collar):
             "prevalence": fraction(held),
             "recall": hits / support if support else float("nan"),
             "precision": hits / int(guess.sum()) if guess.any() else float("nan"),
-            "f1": f1(hits, int(guess.sum()) - hits, support - hits),
+            "f1": f1(hits, int(guess.sum()) - hits, support - hits) if support else float("nan"),
             "ap": float(average_precision_score(held, p)) if support else float("nan"),
             "positive_rate_ratio": int(guess.sum()) / support if support else float("nan"),
             "events": right + missed,
