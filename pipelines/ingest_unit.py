@@ -27,7 +27,7 @@ def process(task):
     if old and reusable(job, unit, old) and old["files"] == identity(unit):
         return {**old, "skipped": True}
     videos, logs = ([sha256_or_none(path) for path in paths] for paths in (unit.videos, unit.logs))
-    work = digest(job.fingerprint(), unit.name, videos, logs)[:16]
+    work = digest(job.fingerprint(), unit.name, unit.duplicate_of, videos, logs)[:16]
     if old and old["unit"] == work and reusable(job, unit, old):
         return {**write_record(job, unit, {**old, "files": identity(unit)}), "skipped": True}
     source = videos[0] if len(videos) == 1 else digest(videos)  # a session's pieces are one source
@@ -35,8 +35,11 @@ def process(task):
     with ShardWriter(
         job.out, f"clips-{unit.hash}", job.samples_per_shard, unit=work, fingerprint=job.fingerprint()
     ) as writer:
+        if unit.duplicate_of:
+            timeline.reject(unit.videos[0], "duplicate", f"the same bytes as {unit.duplicate_of}")
         for video, log in zip(unit.videos, unit.logs, strict=True):
-            timeline.add(video, log, writer)
+            if not unit.duplicate_of:
+                timeline.add(video, log, writer)
     return write_record(job, unit, blank_record(unit, unit=work, shards=len(writer.committed), **timeline.total))
 
 
@@ -72,13 +75,16 @@ class UnitTimeline:
             if not report.clips:
                 raise nothing_left(report, self.job.clips)
         except (VideoError, LogError) as error:
-            self.total["rejected"].append({
-                "file": self.job.name(video), "code": error.code, "detail": error.detail, "frames": report.frames,
-            })  # fmt: skip
+            self.reject(video, error.code, error.detail, report.frames)
             self.offset += 1  # a gap: what follows does not continue what came before
             log = None
         self.before = log
         self._count(report, log)
+
+    def reject(self, video, code, detail, frames=0):
+        """One line of `rejected.jsonl`; `frames` were kept nevertheless."""
+        row = {"file": self.job.name(video), "code": code, "detail": detail, "frames": frames}
+        self.total["rejected"].append(row)
 
     def _open(self, video, log, report):
         """(table, timeline, edit) of a video that fits its log."""
@@ -135,9 +141,9 @@ def nothing_left(report, settings):
 
 
 def identity(unit):
-    """[[size, mtime] ...]: cheap signs that a file is still the one that was hashed."""
+    """[[size, mtime] ..., duplicate of]: cheap signs that a unit is still the one that was hashed."""
     stats = [path.stat() if path and path.exists() else None for path in (*unit.videos, *unit.logs)]
-    return [[stat.st_size, stat.st_mtime_ns] if stat else None for stat in stats]
+    return [*([stat.st_size, stat.st_mtime_ns] if stat else None for stat in stats), unit.duplicate_of]
 
 
 def record_path(job, unit):

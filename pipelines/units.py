@@ -5,7 +5,8 @@ number of workers nor their order can change a byte.
 """
 
 import hashlib
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pipelines import manifest as disk
@@ -25,6 +26,7 @@ class Unit:
     name: str  # relative to the videos' root, any Unicode
     videos: tuple  # paths
     logs: tuple  # path or None for each
+    duplicate_of: str = ""  # name of an earlier unit with the same bytes
 
     @property
     def hash(self):
@@ -108,10 +110,26 @@ def find_units(job, paths, logs=None):
         stitched = sessions(stems)
         groups = {name: [name] for name in by_name if str(Path(name).with_suffix("")) not in stems}
         groups |= {session: [stems[stem] for stem in group] for session, group in stitched.items()}
-    return [
+    return mark_duplicates([
         Unit(name, tuple(by_name[n] for n in group), tuple(log_of[n] for n in group))
         for name, group in sorted(groups.items())
-    ]
+    ])  # fmt: skip
+
+
+def mark_duplicates(units):
+    """Units with the bytes of an earlier one point to it: copies would leak between training and test sets.
+
+    Only files of equal size are read.
+    """
+    sizes = [tuple(path.stat().st_size if path.exists() else -1 for path in unit.videos) for unit in units]
+    often, seen, out = Counter(sizes), {}, []
+    for unit, size in zip(units, sizes, strict=True):
+        if often[size] > 1 and -1 not in size:
+            digest = tuple(disk.file_sha256(path) for path in (*unit.videos, *filter(None, unit.logs)))
+            unit = replace(unit, duplicate_of=seen.setdefault(digest, ""))
+            seen[digest] = unit.duplicate_of or unit.name
+        out.append(unit)
+    return out
 
 
 def is_contractor(job, log):
