@@ -124,8 +124,7 @@ def main(cfg):
     size = {} if bundle is None else {"size": bundle.size}
     n = min(cfg.environments, protocol["episodes"])
     with opened(cfg.task, n, **{**protocol["env"], **size, **privileged}) as worlds:
-        codec = ActionCodec(worlds[0].spec_of_actions)
-        check_fit(bundle, worlds[0])
+        codec = codec_for(bundle, worlds[0])
         film = Film(cfg.video, codec.spec) if cfg.video else None
         baselines = {name: baseline(name, codec) for name in cfg.baselines}
         actor = PolicyActor(bundle.net.to(cfg.device), codec, cfg.run.seed, cfg.greedy, cfg.device) if bundle else None
@@ -161,15 +160,19 @@ def load_policy(address):
     return bundle
 
 
-def check_fit(bundle, environment):
-    """DataError if the policy has other actions than the environment; a warning if it has another rate."""
+def codec_for(bundle, environment):
+    """Codec of the policy's own actions (of the environment's without one); DataError if their keys differ.
+
+    Mouse bins may differ: the environment takes degrees. Another frame rate is worth a warning.
+    """
+    theirs = environment.spec_of_actions
     if bundle is None:
-        return
-    ours, theirs = environment.spec_of_actions, bundle.spec
-    if ours.fingerprint() != theirs.fingerprint():
-        raise DataError(f"the policy was trained for {theirs.name!r} actions {theirs}, the task has {ours}")
+        return ActionCodec(theirs)
+    if bundle.spec.keys != theirs.keys:
+        raise DataError(f"the policy presses {list(bundle.spec.keys)}, the task takes {list(theirs.keys)}")
     if bundle.fps and abs(bundle.fps / environment.fps - 1) > 0.01:
         log.warning("the policy learned at %.2f frames/s, the task runs at %.2f", bundle.fps, environment.fps)
+    return ActionCodec(bundle.spec)
 
 
 def protocol_of(cfg):

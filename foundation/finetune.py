@@ -15,12 +15,11 @@ from omegaconf import OmegaConf
 
 from foundation.actors import PolicyActor, RandomActor
 from foundation.callbacks import Checkpoint, Experience, Progress, csv_logger
-from foundation.evaluate import check_fit, evaluate, load_policy, opened, protocol_of
+from foundation.evaluate import codec_for, evaluate, load_policy, opened, protocol_of
 from foundation.hub import machine_words
 from foundation.rollout import Environments, OnPolicy, Rollout, training_seed
 from foundation.training import make_trainer
 from pipelines import checkpoint
-from pipelines.actions import ActionCodec
 from pipelines.command import command, run_folder
 from pipelines.schema import DataError
 
@@ -35,8 +34,7 @@ def main(cfg):
     size = bundle.size if bundle else tuple(cfg.policy.size)
     n = algo["stream"].pop("environments")
     with opened(cfg.task, n, size=size) as worlds:
-        check_fit(bundle, worlds[0])
-        codec, fps = ActionCodec(worlds[0].spec_of_actions), worlds[0].fps
+        codec, fps = codec_for(bundle, worlds[0]), worlds[0].fps
         net_config = bundle.config["net"] if bundle else derive(plain(cfg.policy.net), size, codec)
         policy = bundle.net if bundle else checkpoint.construct(net_config)
         play_protocol = scorer(policy, codec, cfg, size, protocol, n)
