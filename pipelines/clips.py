@@ -25,7 +25,7 @@ class ClipSettings:
     clip_frames: int = 512  # frames per clip
     min_frames: int = 16  # shorter rests are dropped
     interpolation: str = "bilinear"
-    crf: int = 20
+    crf: int = 22
     gop: int = 16
     preset: str = "veryfast"
     tolerance_frames: int = 1  # by how much an action log may be longer or shorter than its video
@@ -144,11 +144,12 @@ def make_clips(path, settings, report, table, timeline, edit=None):
         if row is None or (seen and pts <= seen[-1]):
             raise VideoError("timestamps", f"frame at pts {pts} is not where its packet said; remux the file first")
         if not seen:
-            report.note(*frame_notes(frame))
-        seen.append(pts)
+            report.note(*frame_notes(frame), *(["leading_loss"] if row > 0 else []))
         while tick < len(timeline.rows) and timeline.rows[tick] < row:  # that source frame was lost
             yield from finished(builder, report)
+            report.note(*(["corrupt"] if seen else []))
             tick += 1
+        seen.append(pts)
         if tick == len(timeline.rows) or timeline.rows[tick] > row:
             continue
         frame = builder.scale(edit(row, frame) if edit else frame)

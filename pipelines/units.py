@@ -51,10 +51,11 @@ class Job:
 
     def settings(self):
         """What the stored bytes depend on, besides the input."""
+        clips = {name: value for name, value in asdict(self.clips).items() if name != "max_pixels"}
         return {
             "version": CODE_VERSION, "actions": self.actions, "samples_per_shard": self.samples_per_shard,
-            "clips": asdict(self.clips), "contractor": asdict(self.contractor),
-        }
+            "clips": clips, "contractor": asdict(self.contractor),
+        }  # fmt: skip
 
     def fingerprint(self):
         return hashlib.sha256(disk.to_json(self.settings())).hexdigest()[:16]

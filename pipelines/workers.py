@@ -7,6 +7,8 @@ from multiprocessing.connection import wait
 
 from pipelines.schema import DataError
 
+READY = "ready"
+
 
 class Failure:
     """Why an item has no result: `code` is crash, timeout or error."""
@@ -65,12 +67,14 @@ def last_line(error):
 
 def ready(pool, timeout_seconds):
     """Workers with a result, a dead process, or no time left."""
+    starts = [worker.started for worker in pool if worker.started is not None]
     left = None
-    if timeout_seconds is not None:
-        left = max(0.0, min(worker.started for worker in pool) + timeout_seconds - time.monotonic())
+    if timeout_seconds is not None and starts:
+        left = max(0.0, min(starts) + timeout_seconds - time.monotonic())
     by_handle = {worker.pipe: worker for worker in pool}
     done = [by_handle[handle] for handle in wait(list(by_handle), left)]
-    late = [w for w in pool if timeout_seconds is not None and time.monotonic() - w.started >= timeout_seconds]
+    done = [worker for worker in done if worker.started is not None or not worker.greet()]
+    late = [w for w in pool if timeout_seconds is not None and w.age() >= timeout_seconds]
     return list(dict.fromkeys([*done, *late]))
 
 
@@ -84,11 +88,26 @@ class Worker:
         self.process = context.Process(target=serve, args=(other, function), daemon=True)
         self.process.start()
         other.close()  # so that a dead child reads as end of file
-        self.item = self.started = None
+        self.item = self.started = None  # started: when it began with the item; None while it imports
+        self.ready = False
 
     def give(self, item):
-        self.item, self.started = item, time.monotonic()
+        self.item = item
+        self.started = time.monotonic() if self.ready else None
         self.pipe.send(item)
+
+    def greet(self):
+        """Takes the word that a new process has started: its time for the item begins. False if it died instead."""
+        try:
+            self.ready = self.pipe.recv() == READY
+        except (EOFError, OSError):
+            return False
+        self.started = time.monotonic()
+        return True
+
+    def age(self):
+        """Seconds since it began with its item."""
+        return 0.0 if self.started is None else time.monotonic() - self.started
 
     def take(self, timeout_seconds):
         """Result of the item given; kills the process if it is late."""
@@ -117,6 +136,7 @@ class Worker:
 
 def serve(pipe, function):
     """Loop of a worker; ends on None, or when the parent is gone."""
+    pipe.send(READY)
     while True:
         try:
             item = pipe.recv()
