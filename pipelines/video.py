@@ -91,6 +91,7 @@ def opened(source, max_pixels=MAX_PIXELS):
         check_header(stream, label(source), max_pixels)
         stream.thread_type = "NONE"  # parallelise over files: threads inside a small decode only add cost
         stream.codec_context.thread_count = 1
+        stream.codec_context.options = {"max_pixels": str(max_pixels)}  # for pictures larger than the header says
         yield container, stream
     finally:
         container.close()

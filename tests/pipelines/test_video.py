@@ -302,3 +302,21 @@ def test_stream_copied_cut_by_ffmpeg(folder, tmp_path):
     table = probe(target)
     np.testing.assert_array_equal(table.pts, pts)
     np.testing.assert_array_equal(open_reader(target, table).frames(np.arange(len(pts))), frames)
+
+
+def test_a_stream_that_changes_size(tmp_path):
+    """Recorders start a new picture size in the middle of a transport stream."""
+    small = videos.write(tmp_path / "a.ts", 24, size=(48, 64))
+    large = videos.write(tmp_path / "b.ts", 24, size=(96, 128), times=2 + np.arange(24) / 20)
+    path = tmp_path / "both.ts"
+    path.write_bytes(Path(small).read_bytes() + Path(large).read_bytes())
+    table = probe(path)
+    n = len(table)
+    assert 40 <= n <= 48  # where the pieces meet, a few pictures lack their references
+    assert open_reader(path, table, size=(32, 40)).frames(np.arange(n)).shape == (n, 32, 40, 3)
+    with pytest.raises(VideoError, match="pass size") as error:
+        open_reader(path, table).frames([0, n - 1])
+    assert error.value.code == "size_change"
+    kept = probe(path, max_pixels=5000)  # the header is small: what exceeds the limit later counts as damage
+    assert len(kept) <= 24
+    assert {"truncated", "corrupt"} & set(kept.notes)
