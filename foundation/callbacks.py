@@ -78,7 +78,8 @@ class Checkpoint(Callback):
 class Experience(Callback):
     """One row of metrics.csv per rollout of an on-policy stream: frames, returns, and the means of the losses.
 
-    `return` and `success` are means over the last `window` training episodes that ended.
+    `return` and `success` are means over the last `window` training episodes that ended; in the first rollouts those
+    are the short ones, which in a task that ends at its goal are the successful ones.
     """
 
     def __init__(self, stream, window=100):

@@ -69,10 +69,10 @@ def test_seeds_of_training_and_evaluation_never_meet():
 
 def test_actions_reach_the_environment_in_degrees():
     keys = np.array([[1, 0, 0, 0, 1, 0]], np.uint8)
-    joint = CODEC.to_joint(keys, CODEC.to_bins(np.array([[0.0, 20.0]], np.float32)))
+    joint = CODEC.to_joint(keys, CODEC.to_bins(np.array([[0.0, CODEC.spec.camera_max]], np.float32)))
     (action,) = to_environment(CODEC, joint)
     assert action["keys"].tolist() == [1, 0, 0, 0, 1, 0]
-    assert action["mouse"] == pytest.approx([0.0, 20.0])
+    assert action["mouse"] == pytest.approx([0.0, CODEC.spec.camera_max])
 
 
 class Agent:
