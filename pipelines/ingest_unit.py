@@ -83,7 +83,7 @@ class UnitTimeline:
 
     def reject(self, video, code, detail, frames=0):
         """One line of `rejected.jsonl`; `frames` were kept nevertheless."""
-        row = {"file": self.job.name(video), "code": code, "detail": detail, "frames": frames}
+        row = {"file": self.job.shown(video), "code": code, "detail": detail, "frames": frames}
         self.total["rejected"].append(row)
 
     def _open(self, video, log, report):
@@ -109,7 +109,7 @@ class UnitTimeline:
         }  # fmt: skip
         notes = [*report.notes, *(log.notes if log else []), *(["frozen"] if clip.frozen > 0.9 else [])]
         return SampleMeta(
-            key=f"{self.unit.hash}-{start:08d}", source=self.job.name(video), source_sha256=self.source_sha256,
+            key=f"{self.unit.hash}-{start:08d}", source=self.job.shown(video), source_sha256=self.source_sha256,
             frames=(start, start + len(clip)), fps=timeline.fps, height=clip.height, width=clip.width,
             provenance=RECORDED if log else NONE, actions=log.spec if log else None, notes=tuple(notes),
             tags={**(log.tags if log else {}), **tags},
@@ -174,13 +174,14 @@ def reusable(job, unit, record):
 
 def failed_record(job, unit, failure):
     """Record of a unit whose worker crashed, hung or met an unforeseen error."""
-    rejected = [{"file": unit.name, "code": failure.code, "detail": failure.detail, "frames": 0}]
+    rejected = [{"file": job.shown(unit.videos[0]), "code": failure.code, "detail": failure.detail, "frames": 0}]
     return write_record(job, unit, blank_record(unit, rejected=rejected))
 
 
 def blank_record(unit, /, **values):
     """Record of a unit without outcome, overridden by `values`."""
     return {
-        "unit": "", "source": unit.name, "files": identity(unit), "videos": len(unit.videos), "bytes": unit.bytes,
+        "unit": "", "source": unit.name.encode("utf-8", "replace").decode(), "files": identity(unit),
+        "videos": len(unit.videos), "bytes": unit.bytes,
         "clips": 0, "frames": 0, "dropped": 0, "notes": {}, "rejected": [], "shards": 0, **values,
     }  # fmt: skip

@@ -63,6 +63,10 @@ class Job:
     def name(self, path):
         return str(Path(path).relative_to(self.root))
 
+    def shown(self, path):
+        """The name as text: bytes that are no UTF-8 are replaced. Not necessarily unique, `name` is."""
+        return self.name(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
 
 # finding
 

@@ -79,9 +79,7 @@ class VideoTable:
 def opened(source, max_pixels=MAX_PIXELS):
     """Yields (container, video stream) of a path or bytes; every failure is a VideoError."""
     try:
-        # the explicit protocol keeps a file called `http:x.mp4` or `concat:a|b` from being taken for an address
-        target = io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else f"file:{Path(source)}"
-        container = av.open(target, metadata_errors="ignore")
+        container = av.open(address(source), metadata_errors="ignore")
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise VideoError("unreadable", f"no demuxer opens {label(source)} ({reason(error)})") from error
     try:
@@ -95,6 +93,17 @@ def opened(source, max_pixels=MAX_PIXELS):
         yield container, stream
     finally:
         container.close()
+
+
+def address(source):
+    """What av.open takes for bytes or a path. The explicit protocol keeps a file called `http:x.mp4` a file."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return io.BytesIO(source)
+    try:
+        str(source).encode()
+    except UnicodeEncodeError:  # a name that is no UTF-8
+        return open(source, "rb")  # closed with the container
+    return f"file:{Path(source)}"
 
 
 def check_header(stream, name, max_pixels):

@@ -176,6 +176,20 @@ def test_nearest_frame_by_hand():
     np.testing.assert_array_equal(clips.nearest(table, 4), [0, 2])  # 0.25 s is a tie between frames 2 and 3
 
 
+def test_names_of_any_bytes(source, out):
+    names = [b"\xff", b"http:x", b"-y", b"a\nb", "\u202eü".encode(), b"#", b"%20", b"[a]", b"a.b", b"*"]
+    names = [name + b".mp4" for name in names]
+    for index, name in enumerate(names):
+        path = os.path.join(os.fsencode(source), name)
+        with open(path, "wb") as file:
+            file.write(encode(videos.scene(20, seed=index), 20))
+    assert ingest(source, out)["clips"] == len(names)
+    assert {e.meta["source"] for e in Shards(out).entries} == {name.decode("utf-8", "replace") for name in names}
+    with open(os.path.join(os.fsencode(source), b"\xfe.mp4"), "wb"):
+        pass
+    assert ingest(source, out)["rejected"] == 1
+
+
 def test_frozen_stretches_are_noted(source, out):
     encode([next(iter(videos.scene(1)))] * 40, 20, source / "still.mp4")
     assert ingest(source, out)["clips"] == 1
