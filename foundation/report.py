@@ -10,6 +10,8 @@ import os
 import sys
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from foundation import page, plots, report_labels, report_results
 from foundation.run_files import Run, discover
 from pipelines.command import command, machine
@@ -201,9 +203,32 @@ def main(cfg):
     folders = [cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs or [])
     if not folders:
         raise DataError("no run given; say which, for example: python -m foundation.report runs=[outputs/pretrain]")
+    runs = discover(folders)
+    numbers = gather(runs, OmegaConf.to_container(cfg.numbers))
+    print(table(numbers), file=sys.stderr)
     summary = write(cfg.out, folders, cfg.title, cfg.video_megabytes)
     print(f"report: {summary['report']}", file=sys.stderr)
-    return summary
+    return {**summary, **numbers}
+
+
+def gather(runs, numbers):
+    """{name: [run, key]} -> {name: value} out of the runs' summaries, and `minutes/total` over all of them."""
+    by_name = {run.folder.name: run.summary for run in runs}
+    found = {}
+    for name, (run, key) in numbers.items():
+        if run not in by_name:
+            raise DataError(f"numbers.{name}: no run {run!r} among {sorted(by_name)}")
+        if key not in by_name[run]:
+            raise DataError(f"numbers.{name}: {run}/summary.json has no {key!r}; it has {sorted(by_name[run])}")
+        found[name] = by_name[run][key]
+    minutes = [run.summary["minutes"] for run in runs if isinstance(run.summary.get("minutes"), int | float)]
+    return {**found, "minutes/total": round(sum(minutes), 2)} if found else {}
+
+
+def table(numbers):
+    """Lines of name and value, for a terminal."""
+    width = max(map(len, numbers), default=0)
+    return "\n".join(f"{name:<{width}}  {page.number(value)}" for name, value in numbers.items())
 
 
 if __name__ == "__main__":

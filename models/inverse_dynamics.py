@@ -19,7 +19,7 @@ class InverseDynamics(nn.Module):
     """
 
     def __init__(self, height, width, n_keys, n_bins, window=128, channels=(16, 32, 32, 64, 96), dim=256, layers=2,
-                 heads=4, dropout=0.1, dy=2, dx=5):  # fmt: skip
+                 heads=4, dropout=0.1, dy=1, dx=6):  # fmt: skip
         super().__init__()
         self.window = window
         self.encoder = MotionEncoder(height, width, tuple(channels), dim, dy, dx)

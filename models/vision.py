@@ -67,46 +67,58 @@ class Correlation(nn.Module):
         h, w = now.shape[2:]
         now = rearrange(now, "b c h w -> h b w c").contiguous()  # rows outermost: shifting rows is a slice, not a copy
         then = F.pad(rearrange(then, "b c h w -> h b c w"), (self.dx, self.dx, 0, 0, 0, 0, self.dy, self.dy))
-        column = torch.arange(w, device=now.device)[:, None] + torch.arange(2 * self.dx + 1, device=now.device)  # w k
         bands = []
         for dy in range(2 * self.dy + 1):
             full = now @ then[dy : dy + h]  # h b w w+2dx
-            bands.append(full.gather(-1, column.expand(*full.shape[:2], *column.shape)))  # h b w k
+            flat = F.pad(rearrange(full, "h b w k -> h b (w k)"), (0, w))
+            skewed = rearrange(flat, "h b (w k) -> h b w k", w=w)  # row i starts at its own column i
+            bands.append(skewed[..., : 2 * self.dx + 1])
         return rearrange(torch.cat(bands, -1), "h b w k -> b k h w")
 
 
 class MotionEncoder(nn.Module):
     """A frame with its neighbours t-1 and t+1 -> one vector, uint8 [b t h w c] -> [b t d]; beyond the ends: zeros.
 
-    Each frame is convolved once at full resolution; neighbours meet at a quarter of it, by concatenation and by
-    correlation with the next frame. `dy`, `dx`: reach of the correlation in quarter-resolution pixels.
+    Each frame is convolved once at full resolution. It meets the next one by correlation, at half the columns and a
+    quarter of the rows (`dx`, `dy`: its reach there, in cells), and both neighbours at a quarter of both, channel by
+    channel. The correlation, averaged over a coarse grid, also goes straight to the output: a camera turn is the same
+    shift everywhere, a step forward pulls the cells apart.
     """
 
     reach = 1
+    grid = (2, 4)
 
-    def __init__(self, height, width, channels=(16, 32, 32, 64, 96), out=256, dy=2, dx=5):
+    def __init__(self, height, width, channels=(16, 32, 32, 64, 96), out=256, dy=1, dx=6):
         super().__init__()
         c0, c1, c2, c3, c4 = channels
-        self.stem = nn.Sequential(nn.Conv2d(3, c0, 5, 2, padding=2), nn.ReLU(), nn.Conv2d(c0, c1, 3, 2, padding=1))
+        self.first = nn.Conv2d(3, c0, 5, 2, padding=2)
+        self.second = nn.Conv2d(c0, c1, 3, 2, padding=1)
+        self.match = nn.Conv2d(c0, c1, 3, (2, 1), padding=1)
         self.fuse = nn.Conv2d(c1, 3 * c2, 3, padding=1)  # for itself, its successor, its predecessor
         self.correlation = Correlation(dy, dx)
-        self.flow = nn.Conv2d((2 * dy + 1) * (2 * dx + 1), c2, 1)
+        displacements = (2 * dy + 1) * (2 * dx + 1)
+        self.flow = nn.Conv2d(displacements, c2, (1, 3), (1, 2), padding=(0, 1))
         self.tail = nn.Sequential(
             nn.ReLU(), nn.Conv2d(c2, c3, 3, 2, padding=1), Residual(c3), nn.ReLU(),
             nn.Conv2d(c3, c4, 3, 2, padding=1), Residual(c4), nn.ReLU(),
         )  # fmt: skip
-        rows, columns = out_size(height, 4), out_size(width, 4)
-        self.out = nn.Sequential(nn.Linear(c4 * rows * columns, out), nn.LayerNorm(out))
+        flat = c4 * out_size(height, 4) * out_size(width, 4)
+        self.out = nn.Sequential(nn.Linear(flat + displacements * self.grid[0] * self.grid[1], out), nn.LayerNorm(out))
 
     def forward(self, frames):
         b, t = frames.shape[:2]
-        maps = self.stem(to_planes(frames))  # (b t) c h w
-        now, before, after = self.fuse(F.relu(maps)).chunk(3, 1)
-        fused = now + shift(before, t, 1) + shift(after, t, -1)
-        unit = F.normalize(maps, dim=1)
-        fused = fused + self.flow(self.correlation(unit, shift(unit, t, -1)))
-        features = self.out(rearrange(self.tail(fused), "bt c h w -> bt (c h w)"))
-        return rearrange(features, "(b t) d -> b t d", b=b)
+        half = F.relu(self.first(to_planes(frames)))  # (b t) c h w
+        volume = self._volume(self.match(half), t)
+        now, before, after = self.fuse(F.relu(self.second(half))).chunk(3, 1)
+        maps = self.tail(now + shift(before, t, 1) + shift(after, t, -1) + self.flow(volume))
+        coarse = F.adaptive_avg_pool2d(volume, self.grid)
+        parts = [rearrange(x, "bt c h w -> bt (c h w)") for x in (maps, coarse)]
+        return rearrange(self.out(torch.cat(parts, -1)), "(b t) d -> b t d", b=b)
+
+    def _volume(self, maps, t):
+        """How well each place fits its neighbourhood in the next frame, spread to about unit variance."""
+        unit = F.normalize(F.instance_norm(maps), dim=1)  # without the mean, or every place matches every other
+        return self.correlation(unit, shift(unit, t, -1)) * 3
 
 
 def shift(maps, t, by):

@@ -116,15 +116,15 @@ MINECRAFT = ActionSpec(  # 8,641 x 121 classes, in the order of the VPT release
     camera_bins=11,
 )
 
-DOOM = ActionSpec(  # 72 x 121 classes
+DOOM = ActionSpec(  # 72 x 225 classes
     name="doom",
     keys=("forward", "backward", "left", "right", "attack", "use"),
     groups=(("forward", "backward"), ("left", "right"), ("attack",), ("use",)),
     cancelling=(0, 1),
     exclusive=(),
-    camera_max=20.0,
-    camera_mu=10.0,
-    camera_bins=11,
+    camera_max=15.0,
+    camera_mu=5.0,
+    camera_bins=15,
 )
 
 SPECS = {spec.name: spec for spec in (MINECRAFT, DOOM)}

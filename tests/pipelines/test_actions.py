@@ -50,7 +50,7 @@ def keys_of(codec, buttons_class):
 
 def test_sizes_of_the_action_spaces():
     assert (MC.n_buttons, MC.n_camera, MC.camera_null, MC.null_bin) == (8641, 121, 60, 5)
-    assert (DM.n_buttons, DM.n_camera, DM.camera_null) == (72, 121, 60)
+    assert (DM.n_buttons, DM.n_camera, DM.camera_null) == (72, 225, 112)
     assert len(MC.camera_on) == 8641
     assert sum(MC.camera_on) == 4320
     assert MINECRAFT.keys[:11] == (
@@ -196,7 +196,7 @@ def test_torch_and_numpy_agree_and_shapes_carry_over():
     (lambda: DM.to_joint(np.zeros((4, 6)), np.full((4, 2), 11)), "0..10"),
     (lambda: DM.from_joint(np.array([72, 0])), "another spec"),
     (lambda: DM.from_joint(np.array([-1, 0])), "0..71"),
-    (lambda: DM.from_joint(np.array([0, 121])), "0..120"),
+    (lambda: DM.from_joint(np.array([0, 225])), "0..224"),
     (lambda: DM.joint_targets(np.zeros((1, 6)), np.ones((1, 2, 9))), "needs 11"),
 ])  # fmt: skip
 def test_wrong_input_is_named(call, message):
