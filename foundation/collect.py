@@ -1,4 +1,4 @@
-"""python -m foundation.collect task=doom_freeplay hours=0.5 out=plays: records a scripted player as video + action log."""
+"""python -m foundation.collect task=doom_freeplay hours=0.5 out=plays: a scripted player as video + action log."""
 
 import logging
 import math
@@ -13,7 +13,7 @@ import numpy as np
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from foundation.envs.doom import TICS_PER_SECOND
+from foundation.envs.doom_engine import TICS_PER_SECOND
 from foundation.envs.recording import Session, read_log, record
 from foundation.envs.registry import load_task
 from pipelines.actions import DOOM, ActionCodec
@@ -51,7 +51,7 @@ def plan(cfg):
     for folder in (out, logs):
         folder.mkdir(parents=True, exist_ok=True)
     sessions, minutes = [], cfg.hours * 60
-    for index in range(math.ceil(minutes / cfg.minutes_per_video - 1e-9)):
+    for index in range(max(math.ceil(minutes / cfg.minutes_per_video - 0.05), 1)):  # no video for a sliver
         task = tasks[index % len(tasks)]
         length = min(cfg.minutes_per_video, minutes - index * cfg.minutes_per_video)
         stem = f"{task['name']}-{cfg.split}-{cfg.run.seed}-{index:04d}"
@@ -60,7 +60,7 @@ def plan(cfg):
                 task=task, split=cfg.split, seed=cfg.run.seed, index=index // len(tasks),
                 frames=max(round(length * 60 * TICS_PER_SECOND / task["env"]["tics"]), 1),
                 video=str(out / f"{stem}.mp4"), log=str(logs / f"{stem}.jsonl"),
-                player=OmegaConf.to_container(cfg.player),
+                player=OmegaConf.to_container(cfg.player), encoding=OmegaConf.to_container(cfg.encoding),
             )
         )  # fmt: skip
     return sessions
@@ -69,7 +69,8 @@ def plan(cfg):
 def run(sessions, workers):
     """Records in `workers` processes, or in this one; which process records a video does not change it."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # inherited: the scaler and NumPy gain nothing from threads here
-    with tqdm(total=sum(s.frames for s in sessions), unit="frame", unit_scale=True, desc="collect", disable=None) as bar:
+    total = sum(session.frames for session in sessions)
+    with tqdm(total=total, unit="frame", unit_scale=True, desc="collect", disable=None) as bar:
         if workers <= 1 or len(sessions) <= 1:
             for session in sessions:
                 record(session)

@@ -1,73 +1,24 @@
 """ViZDoom with a person's interface: RGB frames out, held keys and degrees of mouse motion in.
 
-An action is `{"keys": uint8 [k], "mouse": float32 [2]}`: the keys of `pipelines.actions.DOOM` held during the frame, and
-degrees turned during the frame (pitch down positive, yaw right positive). One frame lasts `tics` of the engine's 35
+An action is `{"keys": uint8 [k], "mouse": float32 [2]}`: the keys of `pipelines.actions.DOOM` held during the frame,
+and degrees turned during the frame (pitch down positive, yaw right positive). One frame lasts `tics` of the engine's 35
 tics a second; at 2 tics, 17.5 frames/s. The engine's delta buttons act per tic, so each tic gets `mouse / tics`.
 """
 
-import contextlib
-import os
 import tempfile
-import threading
-from dataclasses import dataclass
 from pathlib import Path
 
 import gymnasium
 import numpy as np
-import vizdoom
 from av import VideoFrame
 from gymnasium.utils import seeding
 
-from foundation.envs.doom_grid import load_grid
+from foundation.envs.doom_engine import FACTS, NATIVE, TICS_PER_SECOND, World, start_game
 from pipelines.actions import DOOM
 from pipelines.pixels import Resizer
 from pipelines.schema import DataError
 
-TICS_PER_SECOND = 35
-NATIVE = (120, 160)  # h w
-BUTTONS = [
-    getattr(vizdoom.Button, name)
-    for name in (
-        *("MOVE_FORWARD", "MOVE_BACKWARD", "MOVE_LEFT", "MOVE_RIGHT", "ATTACK", "USE"),  # order of DOOM.keys
-        *("LOOK_UP_DOWN_DELTA", "TURN_LEFT_RIGHT_DELTA"),  # order of MOUSE
-    )
-]
-FACTS = (
-    *("position_x", "position_y", "position_z", "angle", "pitch", "health", "armor", "killcount", "itemcount"),
-    *("selected_weapon", "selected_weapon_ammo", "ammo2", "ammo3", "ammo4", "ammo5", "dead"),
-)
 BELONGINGS = [FACTS.index(name) for name in ("health", "armor", "ammo2", "ammo3", "ammo4", "ammo5")]
-_MOVING = threading.Lock()
-
-
-@dataclass(frozen=True)
-class World:
-    """One map: the game data it needs, the WAD that holds it, and its name there."""
-
-    game: Path
-    wad: Path
-    name: str
-
-    @classmethod
-    def parse(cls, text):
-        """From "freedoom2:MAP01" or, for a scenario of ViZDoom, "my_way_home:map01"; DataError if there is none."""
-        package, scenarios = Path(vizdoom.__file__).parent, Path(vizdoom.scenarios_path)
-        wad, _, name = str(text).partition(":")
-        own = package / f"{wad}.wad"
-        path = own if own.exists() else scenarios / f"{wad}.wad"
-        if not name or not path.exists():
-            known = sorted(p.stem for p in [*package.glob("*.wad"), *scenarios.glob("*.wad")])
-            raise DataError(f"map {text!r}: expected <wad>:<map> such as freedoom2:MAP01, with a wad of {', '.join(known)}")
-        world = cls(own if own.exists() else package / "freedoom2.wad", path, name.upper())
-        world.grid  # noqa: B018  names the maps there are, should this one be missing
-        return world
-
-    @property
-    def grid(self):
-        return load_grid(str(self.wad), self.name)
-
-    def __str__(self):
-        return f"{self.wad.stem}:{self.name}"
 
 
 class DoomEnv(gymnasium.Env):
@@ -147,8 +98,7 @@ class DoomEnv(gymnasium.Env):
         name = (options or {}).get("map") or self.maps[int(self.np_random.integers(len(self.maps)))]
         self._open(World.parse(name))
         self._begin()
-        self._frame = self._game.get_state().screen_buffer
-        self.facts = self._facts()
+        self._read()
         self._visited = {self._square()}
         self._episode = {"return": 0.0, "frames": 0, "kills": 0, "items": 0, "cells": 1}
         return self._resize(self._frame), self._info()
@@ -160,9 +110,7 @@ class DoomEnv(gymnasium.Env):
         held = self._enabled * np.asarray(action["keys"])
         reward = self._game.make_action([*held, -mouse[0], mouse[1]], self.tics)
         finished = self._game.is_episode_finished()
-        if not finished:  # else the last frame stands: the engine has none after the end
-            self._frame = self._game.get_state().screen_buffer
-        self.facts = self._facts()
+        self._read()
         reward += self._score(before)
         truncated = finished and self._game.is_episode_timeout_reached() and not self.facts[FACTS.index("dead")]
         terminated = finished and not truncated
@@ -196,8 +144,7 @@ class DoomEnv(gymnasium.Env):
 
     def objects(self):
         """Objects of the current map: list of (id, name, x, y, z). Needs privileged=True."""
-        state = self._game.get_state()
-        found = state.objects if state else []
+        found = self._state.objects if self._state else []
         return [(o.id, o.name, o.position_x, o.position_y, o.position_z) for o in found]
 
     # inside
@@ -210,7 +157,7 @@ class DoomEnv(gymnasium.Env):
         else:
             self.close()
             self._folder = tempfile.TemporaryDirectory(prefix="vizdoom-")
-            self._game = _start_game(world, Path(self._folder.name), self._options)
+            self._game = start_game(world, Path(self._folder.name), self._options)
         self._world = world
 
     def _begin(self):
@@ -220,8 +167,8 @@ class DoomEnv(gymnasium.Env):
             self._game.new_episode()
             if self.start not in self.starts:
                 break
-            facts = self._facts()
-            if np.abs(self.starts[self.start] - facts[:2]).max(-1).min() < 24:
+            position = self._game.get_state().game_variables[:2]
+            if np.abs(self.starts[self.start] - position).max(-1).min() < 24:
                 break
         else:
             raise DataError(f"start {self.start!r} of {self._world}: no such spawn in 1000 resets; check `starts`")
@@ -230,19 +177,22 @@ class DoomEnv(gymnasium.Env):
 
     def _warp(self):
         """Moves the player to a random cell it could have walked to, looking anywhere."""
-        cells = np.flatnonzero(self.grid.reachable & ~np.append(self.grid.level.damaging, False)[self.grid.sector].ravel())
+        harmful = np.append(self.grid.level.damaging, False)[self.grid.sector].ravel()
+        cells = np.flatnonzero(self.grid.reachable & ~harmful)
         x, y = self.grid.centre(cells[self.np_random.integers(len(cells))])
         self._game.send_game_command(f"warp {x:.0f} {y:.0f}")
         for _ in range(12):  # the engine's frozen moment after a teleport
             self._game.make_action([0.0] * 8, 2)
         self._game.make_action([0.0] * 7 + [float(self.np_random.integers(-180, 180))], 1)
 
-    def _facts(self):
-        """float [len(FACTS)] from the engine; valid after the end of an episode too."""
-        state = self._game.get_state()
-        if state is not None:
-            return state.game_variables
-        return np.array([self._game.get_game_variable(v) for v in self._game.get_available_game_variables()])
+    def _read(self):
+        """Takes over the engine's state: one copy per frame. After an episode's end the last frame stands."""
+        self._state = self._game.get_state()
+        if self._state is None:
+            variables = self._game.get_available_game_variables()
+            self.facts = np.array([self._game.get_game_variable(v) for v in variables])
+        else:
+            self._frame, self.facts = self._state.screen_buffer, self._state.game_variables  # float [len(FACTS)]
 
     def _square(self):
         return tuple((self.facts[:2] // self.bonus["cell_units"]).astype(int))
@@ -264,49 +214,14 @@ class DoomEnv(gymnasium.Env):
         return {"map": str(self._world), "engine_seed": int(self._game.get_seed()), "facts": self.facts}
 
 
-def _start_game(world, folder, options):
-    game = vizdoom.DoomGame()
-    game.set_doom_config_path(str(folder / "vizdoom.ini"))  # else the engine writes one where the user stands
-    game.set_doom_game_path(str(world.game))
-    if world.wad != world.game:
-        game.set_doom_scenario_path(str(world.wad))
-    game.set_doom_map(world.name)
-    game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
-    game.set_screen_format(vizdoom.ScreenFormat.RGB24)
-    game.set_window_visible(False)
-    game.set_sound_enabled(False)
-    game.add_game_args("-nosound")  # set_sound_enabled alone still opens a device, which can abort the engine
-    game.set_available_buttons(BUTTONS)
-    game.set_available_game_variables([getattr(vizdoom.GameVariable, name.upper()) for name in FACTS])
-    game.set_objects_info_enabled(options["privileged"])
-    game.set_render_hud(options["hud"])
-    game.set_render_screen_flashes(False)
-    game.set_doom_skill(options["skill"])
-    game.set_episode_start_time(options["start_tics"])
-    game.set_episode_timeout(options["episode_tics"])
-    game.set_living_reward(options["living_reward"])
-    game.set_death_penalty(options["death_penalty"])
-    game.set_mode(vizdoom.Mode.PLAYER)
-    with _inside(folder):  # the engine makes its scratch folder where it is started
-        game.init()
-    return game
-
-
-@contextlib.contextmanager
-def _inside(folder):
-    """The working directory, for a moment; one thread at a time."""
-    with _MOVING:
-        before = os.getcwd()
-        os.chdir(folder)
-        try:
-            yield
-        finally:
-            os.chdir(before)
-
-
 def resizer(size):
-    """Function uint8 [h w c] native -> uint8 [*size c], by the scaler that `ingest` stores frames with."""
+    """Function uint8 [h w c] native -> uint8 [*size c], the way `ingest` stores frames: scaled in 4:2:0.
+
+    Against stored frames of the same play this agrees to 35.5 dB, all of it compression; scaling in RGB to 33.3 dB.
+    """
     if size == NATIVE:
         return np.array
-    scaler = Resizer(size)
-    return lambda frame: scaler.rgb(VideoFrame.from_ndarray(frame, format="rgb24"))
+    if min(size) < 2 or size[0] % 2 or size[1] % 2:
+        raise DataError(f"size {list(size)}: expected an even height and width, as stored video has")
+    scaler, converter = Resizer(size), Resizer()
+    return lambda frame: converter.rgb(scaler.planar(VideoFrame.from_ndarray(frame, format="rgb24")))

@@ -125,7 +125,8 @@ def load_map(wad, name):
         maps = [n for n in names if re.fullmatch(r"E\dM\d|MAP\d\d", n)]
         raise DataError(f"map {name!r} is not in {Path(wad).name}; it has {', '.join(maps)}")
     at = names.index(name.upper())
-    lumps = {names[i]: data[entries[i][0] : entries[i][0] + entries[i][1]] for i in range(min(at + 11, count) - 1, at, -1)}
+    following = range(min(at + 11, count) - 1, at, -1)  # backwards: of equal names the first counts
+    lumps = {names[i]: data[entries[i][0] : sum(entries[i][:2])] for i in following}
     return _read_udmf(lumps["TEXTMAP"].decode()) if names[at + 1] == "TEXTMAP" else _read_binary(lumps)
 
 

@@ -26,11 +26,14 @@ class Navigator:
         row, column = divmod(self.grid.cell(position), self.grid.shape[1])
         self.seen[max(row - SEEN, 0) : row + SEEN + 1, max(column - SEEN, 0) : column + SEEN + 1] = True
 
-    def waypoint(self, position, items):
-        """float [2] to walk towards now, or None when there is nowhere to go. `items`: {id: position}."""
+    def waypoint(self, position, items, hungry=False):
+        """float [2] to walk towards now, or None when there is nowhere to go.
+
+        items: {id: position}. hungry: take things rather than look at places.
+        """
         if self.path is None or self._arrived(position, items) or self.patience <= 0:
             self._give_up_or_finish(items)
-            self._choose(position, items)
+            self._choose(position, items, hungry)
         if self.path is None:
             return None
         ahead = self._advance(position)
@@ -54,7 +57,7 @@ class Navigator:
         return self.path is not None and bool(self.grid.door.flat[self.path[self.at : self.at + 5]].any())
 
     def _arrived(self, position, items):
-        kind, place = self.goal
+        kind, _ = self.goal
         if isinstance(kind, int) and kind not in items:  # taken, or gone
             return True
         return np.hypot(*(self.grid.centre(self.path[-1]) - position)) < (14 if kind != "explore" else 4 * CELL)
@@ -64,15 +67,14 @@ class Navigator:
             self.ignored.add(self.goal[0])
         self._drop()
 
-    def _choose(self, position, items):
+    def _choose(self, position, items, hungry):
         """Nearest unseen place or thing by walking cost, with a person's whims."""
         start = self.grid.nearest(position)
         if start is None:
             return
         cost, predecessors = self.grid.search(start, FAR, self.graph)
-        options = self._places(cost)
-        if self.rng.random() > self.curiosity:
-            options += self._things(cost, items)
+        things = self._things(cost, items) if hungry or self.rng.random() > self.curiosity else []
+        options = things if hungry and things else self._places(cost) + things
         options = [option for option in options if np.isfinite(option[0])]
         if not options:
             self.seen = ~self.grid.reachable.reshape(self.grid.shape)  # all seen: start over
@@ -93,7 +95,7 @@ class Navigator:
         for name, place in items.items():
             cell = None if name in self.ignored else self.grid.nearest(place, within=32)
             if cell is not None:
-                found.append((0.5 * cost[cell] * self.rng.uniform(0.7, 1.3), name, cell))
+                found.append((0.4 * cost[cell] * self.rng.uniform(0.7, 1.3), name, cell))
         return found
 
     def _advance(self, position):

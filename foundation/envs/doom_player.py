@@ -7,7 +7,7 @@ about a third of its frames are null, some are random, and it strafes, backs off
 
 import numpy as np
 
-from foundation.envs.doom import FACTS
+from foundation.envs.doom_engine import FACTS
 from foundation.envs.doom_navigator import Navigator
 from pipelines.actions import DOOM
 
@@ -19,11 +19,11 @@ MONSTERS = {
 THINGS = {
     *("Stimpack", "Medikit", "CustomMedikit", "HealthBonus", "ArmorBonus", "GreenArmor", "BlueArmor", "Soulsphere"),
     *("Megasphere", "Clip", "ClipBox", "Shell", "ShellBox", "RocketAmmo", "RocketBox", "Cell", "CellPack", "Backpack"),
-    *("Shotgun", "SuperShotgun", "Chaingun", "RocketLauncher", "PlasmaRifle", "Berserk", "Chainsaw"),
+    *("Shotgun", "SuperShotgun", "Chaingun", "RocketLauncher", "PlasmaRifle"),
     *("BlueCard", "YellowCard", "RedCard", "BlueSkull", "YellowSkull", "RedSkull"),
 }
-X, Y, Z, ANGLE, PITCH, HEALTH, AMMO = (
-    FACTS.index(n) for n in ("position_x", "position_y", "position_z", "angle", "pitch", "health", "selected_weapon_ammo")
+Z, ANGLE, PITCH, HEALTH, AMMO = (
+    FACTS.index(name) for name in ("position_z", "angle", "pitch", "health", "selected_weapon_ammo")
 )
 
 
@@ -35,6 +35,12 @@ def wrap(degrees):
 def pressed(keys):
     """Names of a {key: bool} that are down."""
     return tuple(key for key, down in keys.items() if down)
+
+
+def around(bearing):
+    """Keys that move `bearing` degrees to the right of the view."""
+    size = abs(bearing)
+    return pressed({"right" if bearing > 0 else "left": 25 < size < 155, "forward": size < 65, "backward": size > 115})
 
 
 class Hand:
@@ -78,7 +84,7 @@ class ScriptedPlayer:
     def reset(self):
         rng = self.rng
         self.navigator = Navigator(self.env.grid, rng)
-        self.yaw = Hand(rng, speed=rng.uniform(6, 13), acceleration=rng.uniform(2, 4))
+        self.yaw = Hand(rng, speed=rng.uniform(8, 15), acceleration=rng.uniform(2, 4))
         self.pitch = Hand(rng, speed=rng.uniform(2, 4), acceleration=1.0)
         self.clock, self.left_of = 0, {"pause": 0, "burst": 0, "glance": 0, "style": 0, "recover": 0, "use": 0}
         self.mode, self.glance, self.view_offset = "play", 0.0, 0.0
@@ -86,6 +92,7 @@ class ScriptedPlayer:
         self.items, self.monsters, self.enemy = {}, [], None
         self.door_used, self.target, self.hurt = -1000, None, 0
         self.trail, self.health = [], 100.0
+        self.fought = {}  # monster -> (frames spent on it, last of them)
 
     # one frame
 
@@ -139,7 +146,7 @@ class ScriptedPlayer:
         self.mode = "random" if self.rng.random() < self.random_share / (1 - self.null_share) else "play"
         self.sweep = (self.rng.normal(0, 1.0), self.rng.normal(0, 5))
         deficit = self.null_share * (self.frames + 60) - self.nulls - 20
-        busy = 0.5 if self.enemy is not None else 1.0
+        busy = 1.0 if self.enemy is None else 0.0 if self.hurt else 0.4
         self.left_of["pause"] = int(np.clip(busy * deficit * self.rng.uniform(0.2, 0.9), 0, 24))
         return self.left_of["pause"] > 0
 
@@ -157,8 +164,7 @@ class ScriptedPlayer:
     # walking
 
     def _walk(self):
-        if self.clock % 3 == 0 or self.target is None:
-            self.target = self.navigator.waypoint(self.position, self.items)
+        self._plan()
         if self.target is None:
             return self._fidget()
         if self._stuck():
@@ -168,6 +174,10 @@ class ScriptedPlayer:
         keys = self._keys_towards(bearing)
         mouse = self._pitch_motion(), self.yaw.turn(wrap(bearing + self.view_offset))
         return keys + self._door(), mouse
+
+    def _plan(self):
+        if self.clock % 3 == 0 or self.target is None:
+            self.target = self.navigator.waypoint(self.position, self.items, hungry=self.health < 60)
 
     def _bearing(self, place):
         """Degrees to turn right to face `place`."""
@@ -189,16 +199,14 @@ class ScriptedPlayer:
     def _keys_towards(self, bearing):
         """Held keys that move along `bearing` (degrees right of the view); kept for a few frames."""
         self.hold -= 1
-        if self.hold > 0:
-            return self.held
-        size = abs(bearing)
-        side = "right" if bearing > 0 else "left"
-        if self.view_offset:
-            keys = pressed({side: 25 < size < 155, "forward": size < 65, "backward": size > 115})
-        else:
-            keys = pressed({"forward": size < 50, side: 20 < size < 90 and self.rng.random() < 0.25})
-        self.held, self.hold = keys, int(self.rng.integers(2, 6)) if size < 20 else 2
-        return keys
+        if self.hold <= 0:
+            size, side = abs(bearing), "right" if bearing > 0 else "left"
+            if self.view_offset:
+                self.held = around(bearing)
+            else:
+                self.held = pressed({"forward": size < 55, side: 20 < size < 90 and self.rng.random() < 0.25})
+            self.hold = int(self.rng.integers(2, 6)) if size < 20 else 2
+        return self.held
 
     def _pitch_motion(self):
         """Glances up and down now and then, else levels the view."""
@@ -243,18 +251,26 @@ class ScriptedPlayer:
 
     def _pick_enemy(self):
         """The nearest monster in view and in line of sight; one behind only when it hurts or is near."""
-        best = None
-        for monster in sorted(self.monsters, key=lambda o: np.hypot(o[2] - self.position[0], o[3] - self.position[1]))[:4]:
-            place = np.array(monster[2:4])
-            distance = np.hypot(*(place - self.position))
-            noticed = abs(self._bearing(place)) < 60 or distance < 250 or self.hurt
-            if distance < 1000 and noticed and self.env.grid.level.sees(self.position, place):
-                best = monster
-                break
-        return best
+        armed = self.env.facts[AMMO] > 0
+        places = {monster[0]: np.array(monster[2:4]) for monster in self.monsters}
+        distances = {name: float(np.hypot(*(place - self.position))) for name, place in places.items()}
+        for monster in sorted(self.monsters, key=lambda monster: distances[monster[0]])[:4]:
+            name, distance = monster[0], distances[monster[0]]
+            noticed = abs(self._bearing(places[name])) < 60 or distance < 250 or self.hurt
+            near = distance < (900 if armed else 120)
+            if near and noticed and self._worth(name) and self.env.grid.level.sees(self.position, places[name]):
+                return monster
+        return None
+
+    def _worth(self, name):
+        """Loses patience with a monster that does not die after some five seconds, for about fifteen."""
+        since = self.clock - self.fought.get(name, (0, -1000))[1]
+        return self.fought.get(name, (0, 0))[0] < 90 or since > 250
 
     def _fight(self):
-        place = np.array(self.enemy[2:4])
+        name, place = self.enemy[0], np.array(self.enemy[2:4])
+        spent, last = self.fought.get(name, (0, -1000))
+        self.fought[name] = (spent + 1 if self.clock - last < 250 else 1, self.clock)
         distance = max(np.hypot(*(place - self.position)), 1.0)
         bearing = self._bearing(place)
         height = self.enemy[4] - self.env.facts[Z]
@@ -264,10 +280,14 @@ class ScriptedPlayer:
         return self._footwork(distance) + pressed({"attack": aimed}), mouse
 
     def _footwork(self, distance):
+        """Goes on along the path with the eyes on the enemy, or dodges."""
         self.hold -= 1
         if self.hold <= 0:
-            draw = self.rng.random()
-            sideways = ("left",) if draw < 0.25 else ("right",) if draw < 0.5 else ()
-            depth = ("backward",) if distance < 160 else ("forward",) if distance > 500 and draw > 0.3 else ()
-            self.held, self.hold = sideways + depth, int(self.rng.integers(4, 12))
-        return tuple(key for key in self.held if key != "attack" and key != "use")
+            self._plan()
+            draw, self.hold = self.rng.random(), int(self.rng.integers(4, 12))
+            if self.target is not None and draw < 0.5:
+                self.held, self.hold = around(self._bearing(self.target)), 4
+            else:
+                sideways = {"left": draw < 0.65, "right": 0.65 < draw < 0.8}
+                self.held = pressed({**sideways, "backward": distance < 160, "forward": distance > 500})
+        return tuple(key for key in self.held if key not in ("attack", "use"))

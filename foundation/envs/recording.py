@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from foundation.envs.doom import FACTS
+from foundation.envs.doom_engine import FACTS, NATIVE
 from foundation.envs.doom_player import ScriptedPlayer
 from foundation.envs.registry import make
 from pipelines.actions import DOOM
@@ -32,7 +32,8 @@ class Session:
     frames: int
     video: str  # path of the mp4
     log: str  # path of the jsonl
-    player: dict
+    player: dict  # arguments of ScriptedPlayer
+    encoding: dict  # arguments of pipelines.video.encode
 
     @property
     def stream(self):
@@ -45,21 +46,20 @@ class Session:
 
 
 def record(session):
-    """Plays and writes one video with its log; the video's rename comes last and marks completion. -> the log's path."""
+    """Plays and writes one video with its log; the video's rename comes last and marks completion."""
     rng = np.random.default_rng([*session.stream, session.index])
-    overrides = {"privileged": True, "size": (120, 160)}
+    overrides = {"privileged": True, "size": NATIVE}
     if "split" in session.task["env"]:
         overrides["split"] = session.split
     env = make(session.task, **overrides)
     try:
         take = Take(env, session, rng)
         part = Path(session.video).with_suffix(".unfinished.mp4")
-        encode(take.play(), env.fps, part, preset="veryfast", crf=23)
+        encode(take.play(), env.fps, part, **session.encoding)
         take.write(session.log)
         os.replace(part, session.video)
     finally:
         env.close()
-    return session.log
 
 
 class Take:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -34,4 +35,9 @@ def make(task, seed=None, **overrides):
     target = str(env.get("_target_"))
     if not target.startswith(TARGETS):
         raise DataError(f"task environment {target!r}: _target_ must lie in the package foundation")
-    return instantiate(env, seed=seed, _convert_="all")
+    try:
+        return instantiate(env, seed=seed, _convert_="all")
+    except InstantiationException as error:  # hydra wraps what the constructor says
+        if isinstance(error.__cause__, DataError):
+            raise error.__cause__ from None
+        raise DataError(f"task environment {target}: {error.__cause__ or error}; check the entries of `env`") from error
