@@ -10,7 +10,8 @@ import numpy as np
 
 from pipelines.manifest import write_atomic
 from pipelines.schema import DataError
-from pipelines.shards import payload, unpack
+from pipelines.shard_writer import payload
+from pipelines.shards import unpack
 
 HELD_OUT = 4  # one group in so many is held out to measure the classifier
 FLOOR = 1e-3  # smallest spread of a feature; features that hardly vary are not blown up
