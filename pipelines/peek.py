@@ -5,6 +5,7 @@ check every byte, take in tars written by stock webdataset, clear what killed wr
 """
 
 import logging
+import signal
 from collections import Counter
 
 import av
@@ -140,4 +141,5 @@ def write_png(path, image):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly
     main()
