@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 @command("pretrain")
 def main(cfg):
     L.seed_everything(cfg.run.seed, verbose=False)
+    check_frozen(cfg)
     folder = run_folder(cfg)
     data = ShardData(**plain(cfg.data), steps=cfg.steps, seed=cfg.run.seed)
     net_config = derive(plain(cfg.method.net), data)
@@ -44,6 +45,22 @@ def main(cfg):
         (folder / "label_report.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n")
     hub.save_trained(folder / "model", task.net, net_config, data, summary, cfg, statistics)
     return summary
+
+
+def check_frozen(cfg):
+    """DataError where data.features=cached would cache outputs of an encoder that is trained, or random."""
+    if cfg.data.features != "cached":
+        return
+    if cfg.method.get("train_encoder", True):
+        raise DataError(
+            "data.features=cached computes the encoder's outputs once, but this method trains its encoder; set"
+            " method.train_encoder=false (policies only) or data.features=frames"
+        )
+    if cfg.init is None:
+        raise DataError(
+            "data.features=cached without init= would train on features of a random encoder; give init=<hub folder>"
+            " of a trained policy, or set data.features=frames"
+        )
 
 
 def plain(node):

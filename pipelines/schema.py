@@ -28,6 +28,7 @@ COVERAGE = "coverage"  # bool [t] False where no label could be made
 
 # keys of a training batch
 OBSERVATION = "observation"  # uint8 [b t h w c] RGB, or float32 [b t s]
+FEATURES = "features"  # float32 [b t d] of a frozen encoder, in place of OBSERVATION
 ACTION = "action"  # int64 [b t 2] joint (buttons class, camera class)
 BUTTONS_TARGET = "buttons_target"  # float32 [b t k] soft label over joint buttons classes
 CAMERA_TARGET = "camera_target"  # float32 [b t k] soft label over camera classes, given that the mouse moves
@@ -68,8 +69,8 @@ class SampleMeta:
         """Ignores unknown fields of newer minor writers; refuses another schema version (DataError)."""
         if values.get("schema") != SCHEMA_VERSION:
             raise DataError(
-                f"sample {values.get('key')!r} has schema {values.get('schema')!r}, this version reads {SCHEMA_VERSION};"
-                " ingest the source again or install the matching release"
+                f"sample {values.get('key')!r} has schema {values.get('schema')!r}, this version reads"
+                f" {SCHEMA_VERSION}; ingest the source again or install the matching release"
             )
         known = {f.name for f in fields(cls)}
         values = {name: value for name, value in values.items() if name in known}

@@ -148,9 +148,14 @@ class FrameStore:
 
     def get(self, clips, rows):
         """Frames of a window that may span clips: str [t], int [t] -> uint8 [t h w c]."""
-        edges = np.flatnonzero(clips[1:] != clips[:-1]) + 1
-        pieces = zip(np.split(clips, edges), np.split(rows, edges), strict=True)
-        return np.concatenate([self.rows(str(c[0]), r) for c, r in pieces])
+        return np.concatenate([self.rows(clip, part) for clip, part in pieces(clips, rows)])
+
+
+def pieces(clips, rows):
+    """Splits a timeline, str [t] and int [t], where the clip changes -> (clip key, rows) in order."""
+    edges = np.flatnonzero(clips[1:] != clips[:-1]) + 1
+    parts = zip(np.split(clips, edges), np.split(rows, edges), strict=True)
+    return [(str(c[0]), r) for c, r in parts if len(c)]
 
 
 class WindowDataset(Dataset):
@@ -159,15 +164,18 @@ class WindowDataset(Dataset):
     Item (i, step, reset) -> dict of tensors, see `pipelines.schema`; `reset` marks the window's first frame as the
     start of an episode (its memory is not the predecessor's). `labels`: "hard" classes, "soft" distributions of the
     labeller, or "confidence" = hard classes weighted by their probability. `augment(frames, generator)` is drawn once
-    per window, keyed by (seed, window, step).
+    per window, keyed by (seed, window, step). `input_key`: what `store` holds, frames or features.
     """
 
-    def __init__(self, tracks, store, codec, length, stride=None, labels="hard", augment=None, seed=0):
+    def __init__(self, tracks, store, codec, length, stride=None, labels="hard", augment=None, seed=0,
+                 input_key=schema.OBSERVATION):  # fmt: skip
         if labels not in ("hard", "soft", "confidence"):
             raise DataError(f"data.targets={labels!r}: expected hard, soft or confidence")
         if labels != "hard" and any(t.key_probabilities is None for t in tracks):
             raise DataError(f"data.targets={labels} needs pseudo-labels with probabilities; recorded actions are hard")
-        self.tracks, self.store, self.codec = tracks, store, codec
+        if augment is not None and input_key != schema.OBSERVATION:
+            raise DataError("data.augment changes frames, but data.features=cached encodes each once; set augment=null")
+        self.tracks, self.store, self.codec, self.input_key = tracks, store, codec, input_key
         self.length, self.labels, self.augment, self.seed = length, labels, augment, seed
         stride = stride or length
         self.windows = [
@@ -186,11 +194,11 @@ class WindowDataset(Dataset):
         track = self.tracks[track_index]
         span = np.arange(start, min(start + self.length, len(track)))
         window = track.select(span)
-        frames = self.store.get(window.clip, window.row)
+        inputs = self.store.get(window.clip, window.row)
         if self.augment is not None:
-            frames = self.augment(frames, np.random.default_rng((self.seed, index, step)))
+            inputs = self.augment(inputs, np.random.default_rng((self.seed, index, step)))
         sample = self._actions(window)
-        sample[schema.OBSERVATION] = frames
+        sample[self.input_key] = inputs
         sample[schema.FIRST] = window.first.copy()
         sample[schema.MASK] = np.ones(len(span), bool)
         sample[schema.FIRST][0] |= reset

@@ -1,10 +1,14 @@
 """Shards -> batches for the pretraining methods, as one LightningDataModule."""
 
+from pathlib import Path
+
 import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader
 
+from pipelines import schema
 from pipelines.actions import ActionCodec, spec_from
+from pipelines.features import FeatureStore
 from pipelines.filter import Kept
 from pipelines.schema import DataError
 from pipelines.shards import Shards
@@ -15,24 +19,29 @@ from pipelines.transforms import ClipAugment
 class ShardData(L.LightningDataModule):
     """Windows of trajectory shards in an order that depends on (seed, step) alone.
 
-    train, validation: shard folders; keep: list of clip keys by `pipelines.filter`; labels: label shards joined to `train` by key; carry: lanes whose windows
-    continue (for policies with memory) instead of shuffled windows.
+    train, validation: shard folders; keep: list of clip keys by `pipelines.filter`; labels: label shards joined to
+    `train` by key; carry: lanes whose windows continue (for policies with memory) instead of shuffled windows;
+    features: "frames", or "cached" = outputs of the frozen encoder, computed in `setup` with the trainer's network.
     """
 
-    def __init__(self, train, keep, validation, labels, length, stride, carry, nulls, targets, augment, batch_size, workers,
-                 cache_gb, hours, steps, seed):  # fmt: skip
+    def __init__(self, train, keep, validation, labels, length, stride, carry, nulls, targets, augment, features,
+                 batch_size, workers, cache_gb, hours, steps, seed):  # fmt: skip
         super().__init__()
+        if features not in ("frames", "cached"):
+            raise DataError(f"data.features={features!r}: expected frames or cached")
+        self.cached, self.cache_gb = features == "cached", cache_gb
         self.batch_size, self.workers, self.steps, self.seed, self.carry = batch_size, workers, steps, seed, carry
         self.shards = Kept(train, keep) if keep else open_shards(train, "data.train")
         self.spec, self.size, self.fps = facts(self.shards, open_shards(labels, "data.labels") if labels else None)
         self.codec = ActionCodec(self.spec)
         self.window = {"codec": self.codec, "length": length, "seed": seed}
+        self.window["input_key"] = schema.FEATURES if self.cached else schema.OBSERVATION
         limit = None if hours is None else round(hours * 3600 * self.fps)
         tracks = load_tracks(self.shards, Shards(labels) if labels else None, limit)
         self.frames = sum(map(len, tracks))
         self.tracks = [handle_nulls(t, self.codec, nulls) for t in tracks]
         self.dataset = WindowDataset(
-            self.tracks, FrameStore(self.shards, cache_gb), stride=stride, labels=targets,
+            self.tracks, self._frames(self.shards, cache_gb), stride=stride, labels=targets,
             augment=ClipAugment(**augment) if augment else None, **self.window,
         )  # fmt: skip
         self.validation = self._validation(validation, nulls) if validation else None
@@ -46,7 +55,22 @@ class ShardData(L.LightningDataModule):
                 " ingest them alike"
             )
         tracks = [handle_nulls(t, self.codec, nulls) for t in load_tracks(shards)]
-        return WindowDataset(tracks, FrameStore(shards, cache_gb=2.0), **self.window)
+        return WindowDataset(tracks, self._frames(shards, 2.0), **self.window)
+
+    def _frames(self, shards, cache_gb):
+        return FrameStore(shards, 0.0 if self.cached else cache_gb)  # frames to be encoded are read once
+
+    def setup(self, stage):
+        """Encodes every frame once, on the device of the trainer, if features are cached."""
+        if not self.cached:
+            return
+        net, device = self.trainer.lightning_module.net, self.trainer.strategy.root_device
+        net.to(device)
+        for name, dataset in (("train", self.dataset), ("validation", self.validation)):
+            if dataset is not None and not isinstance(dataset.store, FeatureStore):
+                spill = Path(self.trainer.default_root_dir) / f"features-{name}-{self.trainer.global_rank}.npy"
+                options = {"cache_gb": self.cache_gb, "spill": spill}
+                dataset.store = FeatureStore(net, dataset.tracks, dataset.store, device, **options)
 
     def train_dataloader(self):
         start = self.trainer.global_step * self.trainer.accumulate_grad_batches

@@ -1,3 +1,4 @@
+import csv
 import json
 
 import hydra
@@ -76,6 +77,38 @@ def test_init_continues_from_a_model_of_the_same_build_only(play_shards, tmp_pat
     run("vpt", tmp_path / "second", play_shards, "steps=1", f"init={tmp_path / 'first'}")
     with pytest.raises(DataError, match="context"):
         run("vpt", tmp_path / "third", play_shards, "steps=1", f"init={tmp_path / 'first'}", "method.net.context=4")
+
+
+def losses(folder):
+    with open(folder / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    return [float(row[name]) for row in rows for name in ("train/loss", "validation/loss") if row.get(name)]
+
+
+def test_cached_features_give_the_losses_of_frames(play_shards, held_out_shards, tmp_path):
+    frozen = ["method.train_encoder=false", f"data.validation={held_out_shards}"]
+    run("vpt", tmp_path / "init", play_shards, "steps=1")
+    for features in ("frames", "cached"):
+        options = [*frozen, f"init={tmp_path / 'init'}", f"data.features={features}", "steps=3"]
+        run("vpt", tmp_path / features, play_shards, *options)
+    one, other = losses(tmp_path / "frames"), losses(tmp_path / "cached")
+    assert len(one) >= 2
+    assert other == pytest.approx(one, rel=1e-3)
+    before, after = (hub.load(tmp_path / name).net.state_dict() for name in ("init", "cached"))
+    changed = {name for name in before if not (before[name] == after[name]).all()}
+    assert changed and not any(name.startswith("encoder") for name in changed)
+
+
+def test_cached_features_of_a_trained_or_random_encoder_are_refused(play_shards, tmp_path):
+    cached = "data.features=cached"
+    with pytest.raises(DataError, match="train_encoder=false"):
+        run("vpt", tmp_path, play_shards, cached, "init=somewhere")
+    with pytest.raises(DataError, match="train_encoder=false"):
+        run("idm", tmp_path, play_shards, cached)
+    with pytest.raises(DataError, match="random encoder"):
+        run("vpt", tmp_path, play_shards, cached, "method.train_encoder=false")
+    with pytest.raises(DataError, match="frames or cached"):
+        run("vpt", tmp_path, play_shards, "data.features=disk")
 
 
 def test_missing_or_actionless_data_is_explained(make_play, tmp_path):
