@@ -127,6 +127,13 @@ class WalkGrid:
             reached[breadth_first_order(self.graph, cell, return_predecessors=False)] = True
         return reached
 
+    @functools.cached_property
+    def doorways(self):
+        """int [n]: a reachable cell in the middle of each sector that USE opens."""
+        usable = (self.walkable & self.reachable.reshape(self.shape)).ravel()
+        inside = [np.flatnonzero((self.sector.ravel() == door) & usable) for door in self.level.door_sectors]
+        return np.array([cells[len(cells) // 2] for cells in inside if len(cells)], int)
+
     def cell(self, position):
         """Flat index of the cell under float [2], clipped to the grid."""
         column, row = np.floor((np.asarray(position) - self.origin) / CELL).astype(int)

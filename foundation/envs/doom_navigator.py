@@ -16,6 +16,7 @@ class Navigator:
         self.graph = grid.graph.copy()  # where the player gets stuck costs more, for this player only
         self.seen = ~grid.reachable.reshape(grid.shape)
         self.ignored = set()  # objects that could not be taken
+        self.doors = set(grid.doorways.tolist())  # not yet walked through
         self._drop()
 
     def _drop(self):
@@ -63,6 +64,8 @@ class Navigator:
         return np.hypot(*(self.grid.centre(self.path[-1]) - position)) < (14 if kind != "explore" else 4 * CELL)
 
     def _give_up_or_finish(self, items):
+        if self.goal is not None:
+            self.doors.discard(self.goal[1])
         if self.goal is not None and self.goal[0] in items:  # stood on it or ran out of patience, and it is still there
             self.ignored.add(self.goal[0])
         self._drop()
@@ -79,16 +82,15 @@ class Navigator:
         if not options:
             self.seen = ~self.grid.reachable.reshape(self.grid.shape)  # all seen: start over
             return
-        _, kind, cell = min(options)
+        _, kind, cell = min(options, key=lambda option: option[0])
         self.goal, self.path, self.at = (kind, cell), self.grid.path(predecessors, cell), 0
         self.patience = int(cost[cell] / 4 + 120)  # frames; a free walk covers 16 units a frame
 
     def _places(self, cost):
         unseen = np.flatnonzero(~self.seen.ravel() & np.isfinite(cost))
-        if not len(unseen):
-            return []
-        cells = self.rng.choice(unseen, min(24, len(unseen)), replace=False)
-        return [((cost[c] + 100) * self.rng.uniform(0.6, 1.6), "explore", int(c)) for c in cells]
+        cells = self.rng.choice(unseen, min(24, len(unseen)), replace=False) if len(unseen) else []
+        places = [((cost[c] + 100) * self.rng.uniform(0.6, 1.6), "explore", int(c)) for c in cells]
+        return places + [((cost[c] + 100) * self.rng.uniform(0.3, 0.8), "door", c) for c in sorted(self.doors)]
 
     def _things(self, cost, items):
         found = []
