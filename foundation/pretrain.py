@@ -25,7 +25,7 @@ def main(cfg):
     folder = run_folder(cfg)
     data = ShardData(**plain(cfg.data), steps=cfg.steps, seed=cfg.run.seed)
     net_config = derive(plain(cfg.method.net), data)
-    net = initial_net(net_config, cfg.init)
+    net = initial_net(net_config, cfg.init).to(memory_format=torch.channels_last)  # convolutions are faster so
     method = plain(cfg.method)
     task = get_class(method.pop("_target_"))(**{**method, "net": net})
     log.info("%s: %.1f M parameters, %d frames", method["net"]["_target_"], count(net) / 1e6, data.frames)

@@ -1,6 +1,8 @@
 """One way to build the Trainer that every command uses: counts steps, writes metrics.csv and one checkpoint."""
 
+import ctypes
 import logging
+import sys
 
 import lightning as L
 
@@ -13,6 +15,7 @@ def make_trainer(settings, folder, callbacks_, max_steps, **options):
 
     Epochs are ours to count, not Lightning's: it sees one loader and stops at `max_steps`.
     """
+    keep_memory()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     return L.Trainer(
         **{
@@ -30,6 +33,19 @@ def make_trainer(settings, folder, callbacks_, max_steps, **options):
             **options,
         }
     )
+
+
+def keep_memory():
+    """Lets the process reuse freed memory; without it every large tensor is fetched from the system anew, each step.
+
+    glibc returns blocks above 32 MB at once, and clearing their pages again can cost as much as the arithmetic
+    (measured by `benchmarks.behaviour_cloning`). Elsewhere than on glibc this does nothing.
+    """
+    mmap_max, trim_threshold = -4, -1  # parameters of mallopt(3)
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def resume_path(folder, resume):
