@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from pipelines.checkpoint import WEIGHTS
 from pipelines.schema import DataError
 
 FILES = (
@@ -41,7 +42,10 @@ class Run:
 
 
 def discover(folders):
-    """Every run directory in or below the given folders, in that order, then by path. DataError if there is none."""
+    """Every run directory in or below the given folders, in that order, then by path. DataError if there is none.
+
+    A folder of nothing but videos counts only if it was given itself: below a run it holds recordings, not results.
+    """
     runs, seen = [], set()
     for top in map(Path, folders):
         if not top.is_dir():
@@ -117,7 +121,9 @@ def _walk(top):
         children[:] = sorted(c for c in children if not c.startswith("."))
         if len(here.relative_to(top).parts) >= DEPTH:
             children.clear()
-        if any(name in FILES for name in files) or any(_is_clip_of_play(here / f) for f in files if f.endswith(".mp4")):
+        if WEIGHTS in files:  # a model that a run saved, described by that run
+            children.clear()
+        elif any(name in FILES for name in files) or (here == top and any(f.endswith(".mp4") for f in files)):
             yield here
 
 

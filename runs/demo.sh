@@ -18,11 +18,11 @@ python -m pipelines.ingest run.dir=$out/ingest_video         videos=$out/collect
 python -m pipelines.ingest run.dir=$out/ingest_heldout       videos=$out/collect_heldout/plays  out=$out/shards/heldout
 
 step "3/8 inverse dynamics from the labelled play"
-python -m foundation.pretrain method=idm run.dir=$out/idm    data.train=$out/shards/labelled data.validation=$out/shards/heldout steps=550
+python -m foundation.pretrain method=idm run.dir=$out/idm    data.train=$out/shards/labelled data.validation=$out/shards/heldout steps=450
 
 step "4/8 pseudo-labels for the video, and their score against the answers nobody trained on"
 # 25 minutes of labels hold too few doors opened with USE to learn it; without the override the labeller says so and stops
-python -m pipelines.label run.dir=$out/label                 clips=$out/shards/video idm=$out/idm out=$out/labels allow_unlabelled_keys=true
+python -m pipelines.label run.dir=$out/label                 clips=$out/shards/video idm=$out/idm out=$out/labels workers=2 allow_unlabelled_keys=true
 
 python -m pipelines.ingest run.dir=$out/ingest_answers       videos=$out/collect_video/plays logs=$out/answers out=$out/shards/answers
 python -m pipelines.score run.dir=$out/score                 labels=$out/labels truth=$out/shards/answers
@@ -31,11 +31,11 @@ step "5/8 video policy from the pseudo-labels"
 python -m foundation.pretrain method=vpt run.dir=$out/policy data.train=$out/shards/video data.labels=$out/labels steps=160
 
 step "6/8 the pretrained policy in the game, beside random actions"
-python -m foundation.evaluate run.dir=$out/pretrained        task=doom_my_way_home policy=$out/policy episodes=40 video=2
+python -m foundation.evaluate run.dir=$out/pretrained        task=doom_my_way_home policy=$out/policy episodes=24 video=2
 
 step "7/8 RL from the pretrained policy, and the same RL from scratch"
-python -m foundation.finetune run.dir=$out/finetune          task=doom_my_way_home algo=ppo init=$out/policy frames=40000 episodes=40 evaluate_before=false algo.agent.train_encoder=false
-python -m foundation.finetune run.dir=$out/scratch           task=doom_my_way_home algo=ppo frames=40000 episodes=40 evaluate_before=false
+python -m foundation.finetune run.dir=$out/finetune          task=doom_my_way_home algo=ppo init=$out/policy frames=30000 episodes=24 evaluate_before=false algo.agent.train_encoder=false
+python -m foundation.finetune run.dir=$out/scratch           task=doom_my_way_home algo=ppo frames=30000 episodes=24 evaluate_before=false
 
 step "8/8 report"
 python -m foundation.report experiment=demo run.dir=$out runs=[$out] out=$out/report.html

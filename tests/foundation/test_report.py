@@ -60,7 +60,7 @@ def labels():
     held = rng.random((300, 6)) < [0.5, 0.2, 0.2, 0.2, 0.3, 0.0]
     p = np.clip(np.where(held, 0.8, 0.1) + rng.normal(0, 0.1, held.shape), 0, 1)
     truth = Truth(held, rng.normal(0, 4, (300, 2)), np.zeros(300, int), np.ones((300, 8), bool))
-    camera = rng.dirichlet(np.ones(11), (300, 2))
+    camera = rng.dirichlet(np.ones(DOOM.camera_bins), (300, 2))
     return json.dumps(label_report(truth, p, camera, DOOM).to_dict())
 
 
