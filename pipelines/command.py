@@ -24,7 +24,8 @@ log = logging.getLogger("foundation-policy")
 def command(name):
     """Makes `main(cfg) -> summary dict` a command configured by `configs/<name>.yaml`.
 
-    The run directory `cfg.run.dir` receives `config.yaml` (resolved), `machine.json` and `summary.json` (flat, final numbers).
+    The run directory `cfg.run.dir` receives `config.yaml` (resolved), `machine.json` and `summary.json` (flat: the
+    final numbers).
     DataError and missing files end the command with one clear message and exit status 2.
     The undecorated function stays reachable as `main.function` for tests and other commands.
     """
@@ -70,7 +71,8 @@ def run_folder(cfg):
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise DataError(f"the output folder {folder} cannot be written ({error.strerror}); set run.dir=<folder>") from error
+        reason = f"cannot be written ({error.strerror}); set run.dir=<folder>"
+        raise DataError(f"the output folder {folder} {reason}") from error
     return folder
 
 
