@@ -21,6 +21,7 @@ FORMAT, VERSION = "foundation-policy/actions", 1
 EVENTS = {schema.REWARD: np.float32, schema.TERMINATED: bool, schema.TRUNCATED: bool, schema.FIRST: bool}
 HEADER_FIELDS = ("format", "version", "actions", "fps")
 MAX_LINE_BYTES = 1 << 20
+LARGEST = 1e9  # number that makes sense in a log; also well inside float32
 
 
 class LogError(DataError):
@@ -106,7 +107,10 @@ def read_lines(path):
 def read_recording(path):
     """ActionLog of our own format."""
     path = Path(path)
-    (header, *rows), notes = read_lines(path)
+    lines, notes = read_lines(path)
+    if not lines:
+        raise LogError("bad_log", f"{path.name} is empty")
+    header, *rows = lines
     spec = check_header(header, path)
     columns = {name: i for i, name in enumerate(spec["keys"])}
     effective = {**columns, "pitch": len(columns), "yaw": len(columns) + 1}
@@ -124,9 +128,7 @@ def read_recording(path):
             if name == schema.EFFECTIVE:
                 array[i, positions(row.get(name), effective, path, i + 2)] = True
             elif row.get(name) is not None:
-                array[i] = row[name]
-    if schema.REWARD in events and not np.isfinite(events[schema.REWARD]).all():
-        raise LogError("bad_log", f"{path.name} holds a reward that is not finite")
+                array[i] = event(row[name], name, path, i + 2)
     tags = {name: value for name, value in header.items() if name not in HEADER_FIELDS}
     return ActionLog(spec, keys, mouse, events, header.get("fps"), tags, sorted(set(notes)))
 
@@ -140,6 +142,9 @@ def check_header(header, path):
             "bad_log", f"{path.name} line 1 says format {header.get('format')!r} version {header.get('version')!r},"
             f" expected {FORMAT!r} version {VERSION}",
         )
+    fps = header.get("fps")
+    if fps is not None and (not is_number(fps) or not 0 < fps < LARGEST):
+        raise LogError("bad_log", f"{path.name} line 1: fps must be a positive number or left out, got {fps!r:.40}")
     try:
         return spec_from(header.get("actions")).to_dict()
     except (DataError, TypeError, KeyError) as error:
@@ -159,11 +164,25 @@ def positions(names, columns, path, line):
 
 def motion(value, path, line):
     """[pitch, yaw] in degrees, finite."""
-    if not isinstance(value, list) or len(value) != 2 or not all(isinstance(v, (int, float)) for v in value):
-        raise LogError("bad_log", f"{path.name} line {line}: mouse must be [pitch, yaw] in degrees, got {value!r}")
-    if not np.isfinite(value).all():
-        raise LogError("bad_log", f"{path.name} line {line}: mouse is not finite ({value})")
+    if not isinstance(value, list) or len(value) != 2 or not all(map(is_number, value)):
+        raise LogError("bad_log", f"{path.name} line {line}: mouse must be [pitch, yaw] in degrees, got {value!r:.40}")
+    if not all(abs(v) < LARGEST for v in value):
+        raise LogError("bad_log", f"{path.name} line {line}: mouse is not finite or absurdly large ({value!r:.40})")
     return value
+
+
+def event(value, name, path, line):
+    """A reward, or the truth of a flag."""
+    if name != schema.REWARD:
+        if value not in (True, False):
+            raise LogError("bad_log", f"{path.name} line {line}: {name} must be true or false, got {value!r:.40}")
+    elif not is_number(value) or not abs(value) < LARGEST:
+        raise LogError("bad_log", f"{path.name} line {line}: reward must be a finite number, got {value!r:.40}")
+    return value
+
+
+def is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def aggregate(log, rows, following):

@@ -55,7 +55,10 @@ def test_events_that_were_never_logged_are_not_invented(write):
         (row(mouse=[0, float("inf")]), "bad_log", "not finite"), (row(mouse=[0]), "bad_log", "must be"),
         ({"keys": []}, "bad_log", "must be"), ({"keys": "forward", "mouse": [0, 0]}, "bad_log", "list of names"),
         ("{broken\n", "bad_log", "line 3 is not JSON"), ("[1]\n", "bad_log", "not a JSON object"),
-        (row(reward=float("nan")), "bad_log", "reward"), (row(effective=["jump"]), "unknown_key", "jump"),
+        (row(mouse=[1e300, 0]), "bad_log", "line 3: mouse"), (row(mouse=[10**400, 0]), "bad_log", "line 3: mouse"),
+        (row(mouse=[True, 0]), "bad_log", "must be"), (row(first="no"), "bad_log", "line 3: first must be true or"),
+        (row(reward="many"), "bad_log", "line 3: reward"), (row(reward=10**400), "bad_log", "line 3: reward"),
+        (row(reward=float("nan")), "bad_log", "line 3: reward"), (row(effective=["jump"]), "unknown_key", "jump"),
     ],
 )  # fmt: skip
 def test_bad_lines_are_refused_by_number(write, bad, code, message):
@@ -67,7 +70,9 @@ def test_bad_lines_are_refused_by_number(write, bad, code, message):
 @pytest.mark.parametrize(
     ("header", "message"),
     [({**HEADER, "version": 2}, "version 2"), ({**HEADER, "actions": "quake"}, "action spec"),
-     ({**HEADER, "actions": None}, "action spec"), ({**HEADER, "actions": {"name": "x"}}, "action spec")],
+     ({**HEADER, "fps": "fast"}, "fps must be"), ({**HEADER, "fps": 0}, "fps must be"),
+     ({**HEADER, "fps": float("nan")}, "fps must be"), ({**HEADER, "actions": None}, "action spec"),
+     ({**HEADER, "actions": {"name": "x"}}, "action spec")],
 )  # fmt: skip
 def test_bad_headers_are_refused(write, header, message):
     with pytest.raises(LogError, match=message):
@@ -83,6 +88,12 @@ def test_null_keys_mean_none_and_are_noted(write):
 def test_last_line_cut_by_a_kill_is_dropped(write):
     log = read_recording(write([row(), row(), '{"keys": ["for']))
     assert (len(log), log.notes) == (2, ["log_truncated"])
+
+
+def test_no_line_at_all(tmp_path):
+    (tmp_path / "a.jsonl").touch()
+    with pytest.raises(LogError, match="empty"):
+        read_recording(tmp_path / "a.jsonl")
 
 
 def test_empty_log(write):
