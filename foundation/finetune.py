@@ -11,14 +11,13 @@ import warnings
 import lightning as L
 import torch
 from hydra.utils import get_class
-from omegaconf import OmegaConf
 
 from foundation.actors import PolicyActor, RandomActor
 from foundation.callbacks import Checkpoint, Experience, Progress, csv_logger
 from foundation.evaluate import codec_for, evaluate, load_policy, opened, protocol_of
 from foundation.hub import machine_words
 from foundation.rollout import Environments, OnPolicy, Rollout, training_seed
-from foundation.training import make_trainer
+from foundation.training import derive, make_trainer, plain
 from pipelines import checkpoint
 from pipelines.command import command, run_folder
 from pipelines.schema import DataError
@@ -36,7 +35,7 @@ def main(cfg):
     with opened(cfg.task, n, size=size) as worlds:
         codec, fps = codec_for(bundle, worlds[0]), worlds[0].fps
         net_config = bundle.config["net"] if bundle else derive(plain(cfg.policy.net), size, codec)
-        policy = bundle.net if bundle else checkpoint.construct(net_config)
+        policy = bundle.net if bundle else checkpoint.build(net_config)
         play_protocol = scorer(policy, codec, cfg, size, protocol, n)
         before = play_protocol("random", "random", RandomActor(codec)) if cfg.evaluate_before else {}
         before |= play_protocol("initial", "initial") if cfg.evaluate_before else {}
@@ -47,21 +46,6 @@ def main(cfg):
     extras = {"actions": codec.spec, "size": size, "fps": fps, "statistics": bundle.statistics if bundle else {}}
     checkpoint.save(folder / "model", net_config, policy, extras, card(cfg, agent, summary))
     return summary
-
-
-def plain(node):
-    return OmegaConf.to_container(node, resolve=True)
-
-
-def derive(net, size, codec):
-    """Fills in what follows from frames and actions. A value set in the config stays."""
-    known = {
-        "height": size[0], "width": size[1], "n_buttons": codec.n_buttons, "n_camera": codec.n_camera,
-        "camera_on": codec.camera_on, "camera_null": codec.camera_null,
-    }  # fmt: skip
-    net = {name: known.get(name) if value is None else value for name, value in net.items()}
-    checkpoint.check_targets(net)
-    return net
 
 
 def training_seeds(seed):

@@ -6,11 +6,10 @@ import logging
 import lightning as L
 import torch
 from hydra.utils import get_class
-from omegaconf import OmegaConf
 
 from foundation import callbacks, hub
 from foundation.pretraining.data import ShardData
-from foundation.training import make_trainer, resume_path
+from foundation.training import derive, make_trainer, plain, resume_path
 from pipelines import checkpoint
 from pipelines.command import command, run_folder
 from pipelines.schema import DataError
@@ -24,7 +23,7 @@ def main(cfg):
     check_frozen(cfg)
     folder = run_folder(cfg)
     data = ShardData(**plain(cfg.data), steps=cfg.steps, seed=cfg.run.seed)
-    net_config = derive(plain(cfg.method.net), data)
+    net_config = derive(plain(cfg.method.net), data.size, data.codec)
     net = initial_net(net_config, cfg.init).to(memory_format=torch.channels_last)  # convolutions are faster so
     method = plain(cfg.method)
     task = get_class(method.pop("_target_"))(**{**method, "net": net})
@@ -61,21 +60,6 @@ def check_frozen(cfg):
             "data.features=cached without init= would train on features of a random encoder; give init=<hub folder>"
             " of a trained policy, or set data.features=frames"
         )
-
-
-def plain(node):
-    return OmegaConf.to_container(node, resolve=True)
-
-
-def derive(net, data):
-    """Fills in what follows from the data: frame size and numbers of classes. A value set in the config stays."""
-    codec = data.codec
-    known = {
-        "height": data.size[0], "width": data.size[1], "n_keys": codec.n_keys, "n_bins": codec.n_bins,
-        "n_buttons": codec.n_buttons, "n_camera": codec.n_camera, "camera_on": codec.camera_on,
-        "camera_null": codec.camera_null,
-    }  # fmt: skip
-    return {name: known[name] if value is None and name in known else value for name, value in net.items()}
 
 
 def initial_net(net_config, init):

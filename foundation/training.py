@@ -5,6 +5,7 @@ import logging
 import sys
 
 import lightning as L
+from omegaconf import OmegaConf
 
 from foundation import callbacks
 from pipelines.schema import DataError
@@ -54,3 +55,18 @@ def resume_path(folder, resume):
         raise DataError(f"resume={resume!r}: expected auto or never")
     last = folder / "last.ckpt"
     return str(last) if resume == "auto" and last.is_file() else None
+
+
+def plain(node):
+    """A config node as dicts, lists and plain values, interpolations resolved."""
+    return OmegaConf.to_container(node, resolve=True)
+
+
+def derive(net, size, codec):
+    """Fills in what follows from frames (h, w) and actions. A value set in the config stays."""
+    known = {
+        "height": size[0], "width": size[1], "n_keys": codec.n_keys, "n_bins": codec.n_bins,
+        "n_buttons": codec.n_buttons, "n_camera": codec.n_camera, "camera_on": codec.camera_on,
+        "camera_null": codec.camera_null,
+    }  # fmt: skip
+    return {name: known.get(name) if value is None else value for name, value in net.items()}
