@@ -1,6 +1,5 @@
 """Pretrain a model on shards: `python -m foundation.pretrain method=idm data.train=<trajectory shards>`."""
 
-import json
 import logging
 
 import lightning as L
@@ -36,12 +35,8 @@ def main(cfg):
     trainer.fit(task, data, ckpt_path=resume_path(folder, cfg.resume), weights_only=True)
     summary = {"frames/train": data.frames, "steps": trainer.global_step, "parameters": count(net)}
     summary |= {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
-    report = task.report(data.validation) if data.validation else None
-    statistics = {}
-    if report is not None:
-        summary |= report.scores
-        statistics["label_report"] = report.to_dict()
-        (folder / "label_report.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+    scores, statistics = task.report(data.validation, folder, data.fps) if data.validation else ({}, {})
+    summary |= scores
     hub.save_trained(folder / "model", task.net, net_config, data, summary, cfg, statistics)
     return summary
 

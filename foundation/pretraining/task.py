@@ -26,9 +26,9 @@ class PretrainTask(L.LightningModule):
         loss, metrics = self.losses(batch)
         self._log("validation", {"loss": loss, **metrics})
 
-    def report(self, dataset):
-        """What a hub folder should say about this network beyond its metrics: LabelReport or None."""
-        return None
+    def report(self, dataset, folder, fps):
+        """What the trained network does on held-out data, beyond its metrics -> (flat numbers, hub statistics)."""
+        return {}, {}
 
     def _log(self, stage, metrics):
         for name, value in metrics.items():

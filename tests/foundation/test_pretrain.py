@@ -9,6 +9,7 @@ from foundation.pretrain import main
 from foundation.pretraining.task import rate
 from pipelines.command import CONFIGS, execute
 from pipelines.schema import DataError
+from pipelines.video import scan
 
 SMALL = {
     "idm": ["method.net.channels=[4,8,8,8,8]", "method.net.dim=32", "method.net.heads=2", "method.net.window=16",
@@ -51,6 +52,7 @@ def test_idm_learns_the_keys_and_turns_of_another_recording(make_play, held_out_
     assert summary["idm/camera_r2_yaw"] > 0.6  # predicting the mean scores 0
     assert summary["idm/button_f1"] > summary["idm/majority_f1"] + 0.3
     assert summary["idm/nll"] < 0.7 * summary["idm/majority_nll"]
+    assert len(scan(tmp_path / "heldout.mp4")) == 96  # frames, with predicted and true actions drawn on them
     report = json.loads((tmp_path / "label_report.json").read_text())
     assert report["keys"]["attack"]["recall"] > 0.8
 
