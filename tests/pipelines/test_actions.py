@@ -62,7 +62,9 @@ def test_bin_centres_of_minecraft_and_doom():
     centres = [0, 0.615, 1.610, 3.215, 5.810, 10]
     expected = [-c for c in reversed(centres[1:])] + centres
     np.testing.assert_allclose(MC.from_bins(np.arange(11)), expected, atol=1e-3)
-    np.testing.assert_allclose(DM.from_bins(np.arange(11)), [2 * c for c in expected], atol=2e-3)
+    centres = [0, 0.875, 2.006, 3.466, 5.352, 7.788, 10.935, 15]
+    expected = [-c for c in reversed(centres[1:])] + centres
+    np.testing.assert_allclose(DM.from_bins(np.arange(15)), expected, atol=1e-3)
     assert MC.from_bins(np.arange(11)).dtype == np.float32
 
 
@@ -74,9 +76,9 @@ def test_bin_edges_of_minecraft():
 
 @CODECS
 def test_bins_round_trip_and_clip(codec):
-    bins = np.arange(11)
+    bins = np.arange(codec.n_bins)
     assert codec.to_bins(codec.from_bins(bins)).tolist() == bins.tolist()
-    assert codec.to_bins(np.array([-1e9, 1e9, np.inf])).tolist() == [0, 10, 10]
+    assert codec.to_bins(np.array([-1e9, 1e9, np.inf])).tolist() == [0, bins[-1], bins[-1]]
 
 
 @CODECS
@@ -86,7 +88,7 @@ def test_bins_are_monotone_and_odd(codec, degrees):
     bins = codec.to_bins(degrees)
     order = np.argsort(degrees, axis=None)
     assert (np.diff(bins.ravel()[order]) >= 0).all()
-    np.testing.assert_array_equal(codec.to_bins(-degrees), 10 - bins)
+    np.testing.assert_array_equal(codec.to_bins(-degrees), codec.n_bins - 1 - bins)
 
 
 def test_nan_motion_is_refused():
@@ -176,7 +178,7 @@ def test_null_actions():
 
 def test_torch_and_numpy_agree_and_shapes_carry_over():
     keys = np.random.default_rng(0).integers(0, 2, (2, 3, 6)).astype(np.uint8)
-    bins = np.random.default_rng(1).integers(0, 11, (2, 3, 2))
+    bins = np.random.default_rng(1).integers(0, 15, (2, 3, 2))
     joint = DM.to_joint(keys, bins)
     assert joint.shape == (2, 3, 2)
     assert joint.dtype == np.int64
@@ -193,11 +195,11 @@ def test_torch_and_numpy_agree_and_shapes_carry_over():
 
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: MC.to_joint(np.zeros((4, 6)), np.full((4, 2), 5)), "needs 20"),
-    (lambda: DM.to_joint(np.zeros((4, 6)), np.full((4, 2), 11)), "0..10"),
+    (lambda: DM.to_joint(np.zeros((4, 6)), np.full((4, 2), 15)), "0..14"),
     (lambda: DM.from_joint(np.array([72, 0])), "another spec"),
     (lambda: DM.from_joint(np.array([-1, 0])), "0..71"),
     (lambda: DM.from_joint(np.array([0, 225])), "0..224"),
-    (lambda: DM.joint_targets(np.zeros((1, 6)), np.ones((1, 2, 9))), "needs 11"),
+    (lambda: DM.joint_targets(np.zeros((1, 6)), np.ones((1, 2, 9))), "needs 15"),
 ])  # fmt: skip
 def test_wrong_input_is_named(call, message):
     with pytest.raises(DataError, match=message):
@@ -237,12 +239,13 @@ def test_soft_labels_are_the_exact_distribution(codec):
 @settings(max_examples=30, deadline=None)
 def test_soft_labels_of_a_certain_action_are_one_hot(codec, data):
     keys = data.draw(hnp.arrays(np.uint8, codec.n_keys, elements=st.integers(0, 1)))
-    bins = data.draw(hnp.arrays(np.int64, 2, elements=st.integers(0, 10)))
-    target_buttons, target_camera = codec.joint_targets(keys.astype(np.float32), np.eye(11, dtype=np.float32)[bins])
+    bins = data.draw(hnp.arrays(np.int64, 2, elements=st.integers(0, codec.n_bins - 1)))
+    one_hot = np.eye(codec.n_bins, dtype=np.float32)[bins]
+    target_buttons, target_camera = codec.joint_targets(keys.astype(np.float32), one_hot)
     joint = codec.to_joint(keys, bins)
     assert target_buttons[joint[0]] == pytest.approx(1)
     assert target_buttons.sum() == pytest.approx(1)
-    inventory_with_motion = not codec.camera_on[joint[0]] and bins.tolist() != STILL
+    inventory_with_motion = not codec.camera_on[joint[0]] and bins.tolist() != [codec.null_bin] * 2
     if not inventory_with_motion:
         assert target_camera[joint[1]] == pytest.approx(1)
 
@@ -260,8 +263,8 @@ def test_soft_labels_of_stored_half_precision_sum_to_one():
 
 
 def test_soft_labels_where_motion_is_impossible():
-    _, camera = DM.joint_targets(np.zeros(6, np.float32), np.eye(11, dtype=np.float32)[STILL])
-    assert camera[60] == 1
+    _, camera = DM.joint_targets(np.zeros(6, np.float32), np.eye(15, dtype=np.float32)[[7, 7]])
+    assert camera[112] == 1
     assert camera.sum() == 1
 
 

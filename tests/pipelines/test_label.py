@@ -21,7 +21,7 @@ from pipelines.shards import Shards, ShardWriter
 from pipelines.windows import label_run
 
 SIZE, FPS, CLIP = (32, 32), 17.5, 20
-NET = {"_target_": "models.inverse_dynamics.InverseDynamics", "height": 32, "width": 32, "n_keys": 6, "n_bins": 11,
+NET = {"_target_": "models.inverse_dynamics.InverseDynamics", "height": 32, "width": 32, "n_keys": 6, "n_bins": 15,
        "window": 16, "dim": 16, "heads": 2}  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def test_every_clip_gets_its_labels(world, labelled):
         arrays, meta = labels.arrays(entry.key), labels.meta(entry.key)
         assert {name: (a.shape, a.dtype) for name, a in arrays.items()} == {
             schema.KEYS: ((n, 6), np.uint8), schema.MOUSE: ((n, 2), np.float32), schema.COVERAGE: ((n,), bool),
-            schema.KEY_PROBABILITIES: ((n, 6), np.float16), schema.CAMERA_PROBABILITIES: ((n, 2, 11), np.float16),
+            schema.KEY_PROBABILITIES: ((n, 6), np.float16), schema.CAMERA_PROBABILITIES: ((n, 2, 15), np.float16),
         }  # fmt: skip
         assert arrays[schema.COVERAGE].all()
         assert (meta.provenance, meta.labeller) == (schema.PSEUDO, checkpoint.load(world[1]).sha256)
@@ -299,7 +299,7 @@ def test_the_gate_warns(tmp_path, caplog):
 
 
 def test_a_model_without_the_contract_is_no_labeller(tmp_path):
-    net = {"_target_": "models.heads.FactoredHead", "width": 4, "n_keys": 6, "n_bins": 11}
+    net = {"_target_": "models.heads.FactoredHead", "width": 4, "n_keys": 6, "n_bins": 15}
     checkpoint.save(tmp_path, net, checkpoint.build(net), {"size": SIZE, "fps": FPS}, "")
     with pytest.raises(DataError, match=r"FactoredHead lacks \['window', 'reach', 'encode', 'decode', 'spec'\]"):
         Labeller(tmp_path, Settings())
@@ -359,7 +359,7 @@ def test_nothing_labelled_is_an_error(world, tmp_path):
 def test_expected_degrees(world, tmp_path):
     run(world, tmp_path / "out", "mouse=expected")
     arrays = Shards(tmp_path / "out").arrays("v0-0")
-    centres = Labeller(world[1], Settings()).codec.from_bins(np.arange(11))
+    centres = Labeller(world[1], Settings()).codec.from_bins(np.arange(15))
     expected = arrays[schema.CAMERA_PROBABILITIES].astype(np.float32) @ centres
     np.testing.assert_allclose(arrays[schema.MOUSE], expected, atol=0.05)
 

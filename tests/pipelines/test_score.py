@@ -18,7 +18,7 @@ CODEC = ActionCodec(DOOM)
 def recorded(n, seed):
     rng = np.random.default_rng(seed)
     keys = np.repeat(rng.random((n // 4, 6)) < 0.3, 4, axis=0).astype(np.uint8)
-    return keys, rng.integers(0, 11, (n, 2))
+    return keys, rng.integers(0, 15, (n, 2))
 
 
 def write(folder, clips, make, spec=DOOM, n=40):
@@ -36,7 +36,7 @@ def truth(keys, bins):
 
 
 def labels(keys, bins, p=0.9):
-    camera = np.full((len(keys), 2, 11), (1 - p) / 10, np.float16)
+    camera = np.full((len(keys), 2, 15), (1 - p) / 14, np.float16)
     np.put_along_axis(camera, bins[..., None], p, -1)
     return {schema.KEY_PROBABILITIES: np.where(keys != 0, p, 1 - p).astype(np.float16),
             schema.CAMERA_PROBABILITIES: camera, schema.COVERAGE: np.ones(len(keys), bool)}  # fmt: skip
@@ -77,7 +77,7 @@ def test_consecutive_clips_are_one_segment(tmp_path):
 
 
 def test_the_report_goes_into_the_labeller(tmp_path):
-    net = {"height": 16, "width": 16, "n_keys": 6, "n_bins": 11, "window": 16, "dim": 16, "heads": 2}
+    net = {"height": 16, "width": 16, "n_keys": 6, "n_bins": 15, "window": 16, "dim": 16, "heads": 2}
     extras = {"actions": DOOM, "size": (16, 16), "fps": 17.5}
     config = {"_target_": "models.inverse_dynamics.InverseDynamics", **net}
     checkpoint.save(tmp_path / "idm", config, InverseDynamics(**net), extras, "")
