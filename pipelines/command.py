@@ -13,11 +13,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import hydra
+import yaml
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.schema import DataError
 
 CONFIGS = str(Path(__file__).resolve().parents[1] / "configs")
+USER_ERRORS = (
+    DataError, FileNotFoundError, PermissionError, NotADirectoryError, FileExistsError, OmegaConfBaseException,
+)  # fmt: skip
 log = logging.getLogger("foundation-policy")
 
 
@@ -26,7 +32,7 @@ def command(name):
 
     The run directory `cfg.run.dir` receives `config.yaml` (resolved), `machine.json` and `summary.json` (flat: the
     final numbers).
-    DataError and missing files end the command with one clear message and exit status 2.
+    DataError, missing files and unusable values end the command with one clear message and exit status 2.
     The undecorated function stays reachable as `main.function` for tests and other commands.
     """
 
@@ -34,19 +40,70 @@ def command(name):
         @functools.wraps(function)
         def run(cfg):
             try:
-                function_summary = execute(function, cfg)
-            except (DataError, FileNotFoundError, PermissionError, NotADirectoryError, FileExistsError) as error:
+                check_values(cfg, yaml.safe_load((Path(CONFIGS) / f"{name}.yaml").read_text(encoding="utf-8")))
+                return execute(function, cfg)
+            except USER_ERRORS as error:
                 if cfg.get("debug"):
                     raise
                 print(f"\n{name}: {error}\n", file=sys.stderr)
                 sys.exit(2)
-            return function_summary
 
         entry = hydra.main(version_base="1.3", config_path=CONFIGS, config_name=name)(run)
-        entry.function = function
-        return entry
+
+        @functools.wraps(entry)
+        def started(*arguments):
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its own errors on instead of printing a traceback
+            try:
+                return entry(*arguments)
+            except (*USER_ERRORS, HydraException) as error:
+                if "debug=true" in sys.argv:
+                    raise
+                print(f"\n{name}: {error}\n", file=sys.stderr)
+                sys.exit(2)
+
+        started.function = function
+        return started
 
     return decorate
+
+
+def check_values(cfg, written):
+    """DataError for inputs that were not given (`???`) and for values that are not of the kind the YAML has."""
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise DataError(f"set {' '.join(f'{key}=...' for key in missing)} (--help says what they are)")
+    wrong = list(wrong_kinds(OmegaConf.to_container(cfg), written))
+    if wrong:
+        raise DataError("; ".join(wrong))
+
+
+def wrong_kinds(given, written, prefix=""):
+    """Complaints about values whose kind differs from that of the value in the YAML. Null, "" and [] fit all."""
+    for name, default in written.items():
+        if name in ("defaults", "hydra") or name not in given:
+            continue
+        value, (words, fits) = given[name], kind(default)
+        if isinstance(value, str) and "${" in value:
+            continue
+        if not fits(value):
+            yield f"{prefix}{name}={value} must be {words}"
+        elif isinstance(default, dict) and default:
+            yield from wrong_kinds(value, default, f"{prefix}{name}.")
+
+
+def kind(default):
+    """(in words, test) of what may stand in place of a default value."""
+    if isinstance(default, bool):
+        return "true or false", lambda value: isinstance(value, bool)
+    if isinstance(default, int):
+        return "a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(default, float):
+        return "a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(default, dict):
+        return "a group of values", lambda value: isinstance(value, dict)
+    if isinstance(default, list) and default:
+        return "a list", lambda value: isinstance(value, list)
+    return "anything", lambda value: True
 
 
 def execute(function, cfg):

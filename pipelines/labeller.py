@@ -60,6 +60,8 @@ class Labeller:
         self._check_contract(folder)
         self.settings, self.frames_per_call = settings, int(frames_per_call)
         self.codec = ActionCodec(self.bundle.spec)
+        if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+            raise DataError(f"device={device}: expected auto, cpu or, where torch sees a GPU, cuda")
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.net = prepare(self.bundle.net, self.device)
 
