@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import sys
+import zipfile
 
 import lightning as L
 from omegaconf import OmegaConf
@@ -54,6 +55,8 @@ def resume_path(folder, resume):
     if resume not in ("auto", "never"):
         raise DataError(f"resume={resume!r}: expected auto or never")
     last = folder / "last.ckpt"
+    if resume == "auto" and last.is_file() and not zipfile.is_zipfile(last):
+        raise DataError(f"{last} is damaged; resume=never starts again")
     return str(last) if resume == "auto" and last.is_file() else None
 
 

@@ -7,6 +7,7 @@ import pytest
 from foundation import hub
 from foundation.pretrain import main
 from foundation.pretraining.task import rate
+from foundation.training import resume_path
 from pipelines.command import CONFIGS, execute
 from pipelines.schema import DataError
 from pipelines.video import scan
@@ -125,3 +126,10 @@ def test_schedules():
     assert [rate(t, 2, 6, "linear") for t in range(7)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
     assert rate(4, 2, 6, "cosine") == pytest.approx(0.5)
     assert rate(5, 2, 6, "constant") == 1
+
+
+def test_a_damaged_checkpoint_is_told(tmp_path):
+    (tmp_path / "last.ckpt").write_bytes(b"PK but not much more")
+    with pytest.raises(DataError, match="damaged"):
+        resume_path(tmp_path, "auto")
+    assert resume_path(tmp_path, "never") is None
