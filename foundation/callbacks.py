@@ -1,5 +1,6 @@
 """What a run shows and leaves behind: progress with rate and time left, metrics.csv, checkpoints."""
 
+import csv
 import math
 import os
 import sys
@@ -15,13 +16,22 @@ from tqdm import tqdm
 from foundation.rollout import Episode
 
 
-def csv_logger(folder, every=1):
-    """A logger that writes `<folder>/metrics.csv`."""
+def csv_logger(folder, every=1, resumed_step=0):
+    """A logger that writes `<folder>/metrics.csv`, going on from the rows before `resumed_step` that are there."""
+    path = Path(folder) / "metrics.csv"
+    kept = rows_before(path, resumed_step) if path.is_file() else []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Experiment logs directory")
         logger = CSVLogger(str(folder), name="", version="", flush_logs_every_n_steps=every)
-        _ = logger.experiment
+        logger.experiment.metrics.extend(kept)  # Lightning starts the file anew; these rows are written first
     return logger
+
+
+def rows_before(path, step):
+    """Rows of a metrics.csv with a step below `step`; later ones are repeated by the resumed run."""
+    with open(path, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["step"].isdigit() and int(row["step"]) < step]
+    return [{name: value for name, value in row.items() if value not in ("", None)} for row in rows]
 
 
 class Progress(Callback):

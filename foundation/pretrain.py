@@ -1,5 +1,6 @@
 """Pretrain a model on shards: `python -m foundation.pretrain method=idm data.train=<trajectory shards>`."""
 
+import json
 import logging
 
 import lightning as L
@@ -8,7 +9,7 @@ from hydra.utils import get_class
 
 from foundation import callbacks, hub
 from foundation.pretraining.data import ShardData
-from foundation.training import derive, make_trainer, plain, resume_path
+from foundation.training import derive, make_trainer, plain, resume_path, step_of
 from pipelines import checkpoint
 from pipelines.command import command, run_folder
 from pipelines.schema import DataError
@@ -27,18 +28,29 @@ def main(cfg):
     method = plain(cfg.method)
     task = get_class(method.pop("_target_"))(**{**method, "net": net})
     log.info("%s: %.1f M parameters, %d frames", method["net"]["_target_"], count(net) / 1e6, data.frames)
+    start = resume_path(folder, cfg.resume)
     every, shown = min(cfg.validate_every, cfg.steps), min(20, cfg.steps)
     trainer = make_trainer(
         plain(cfg.trainer), folder, [callbacks.Progress(cfg.steps), callbacks.Checkpoint(folder, cfg.checkpoint_every)],
-        max_steps=cfg.steps, val_check_interval=every, check_val_every_n_epoch=None, log_every_n_steps=shown,
+        max_steps=cfg.steps, resumed_step=step_of(start),
+        val_check_interval=every, check_val_every_n_epoch=None, log_every_n_steps=shown,
     )  # fmt: skip
-    trainer.fit(task, data, ckpt_path=resume_path(folder, cfg.resume), weights_only=True)
+    trainer.fit(task, data, ckpt_path=start, weights_only=True)
+    trainer.logger.save()
     summary = {"frames/train": data.frames, "steps": trainer.global_step, "parameters": count(net)}
-    summary |= {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+    measured = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+    summary |= measured or earlier(folder)
     scores, statistics = task.report(data.validation, folder, data.fps) if data.validation else ({}, {})
     summary |= scores
     hub.save_trained(folder / "model", task.net, net_config, data, summary, cfg, statistics)
     return summary
+
+
+def earlier(folder):
+    """Training and validation numbers of the run that was already at its end when it was started again."""
+    path = folder / "summary.json"
+    numbers = json.loads(path.read_text()) if path.is_file() else {}
+    return {name: value for name, value in numbers.items() if name.startswith(("train/", "validation/"))}
 
 
 def check_frozen(cfg):

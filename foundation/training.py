@@ -6,13 +6,14 @@ import sys
 import zipfile
 
 import lightning as L
+import torch
 from omegaconf import OmegaConf
 
 from foundation import callbacks
 from pipelines.schema import DataError
 
 
-def make_trainer(settings, folder, callbacks_, max_steps, **options):
+def make_trainer(settings, folder, callbacks_, max_steps, resumed_step=0, **options):
     """settings: a `configs/trainer` node as a dict; options go to `lightning.Trainer`.
 
     Epochs are ours to count, not Lightning's: it sees one loader and stops at `max_steps`.
@@ -29,7 +30,7 @@ def make_trainer(settings, folder, callbacks_, max_steps, **options):
             "enable_progress_bar": False,
             "enable_model_summary": False,
             "enable_checkpointing": False,
-            "logger": callbacks.csv_logger(folder, every=20),
+            "logger": callbacks.csv_logger(folder, 20, resumed_step),
             "callbacks": callbacks_,
             "default_root_dir": folder,
             **options,
@@ -58,6 +59,11 @@ def resume_path(folder, resume):
     if resume == "auto" and last.is_file() and not zipfile.is_zipfile(last):
         raise DataError(f"{last} is damaged; resume=never starts again")
     return str(last) if resume == "auto" and last.is_file() else None
+
+
+def step_of(checkpoint):
+    """Optimizer steps in a checkpoint file; 0 for None."""
+    return 0 if checkpoint is None else torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
 
 
 def plain(node):

@@ -73,6 +73,11 @@ def test_a_stopped_run_continues_to_the_same_weights(method, play_shards, tmp_pa
     assert straight["steps"] == resumed["steps"] == 6
     one, other = (hub.load(tmp_path / name).net.state_dict() for name in ("straight", "stopped"))
     assert all((one[name] == other[name]).all() for name in one)
+    again = run(method, tmp_path / "stopped", play_shards, "steps=6", "method.optimizer.schedule=constant")
+    assert again["train/loss"] == resumed["train/loss"] == straight["train/loss"]
+    lines = (tmp_path / "stopped" / "metrics.csv").read_text().splitlines()
+    steps = [int(row["step"]) for row in csv.DictReader(lines)]
+    assert steps[0] < 3 <= steps[-1]  # the first part's rows are still there
 
 
 def test_init_continues_from_a_model_of_the_same_build_only(play_shards, tmp_path):
