@@ -54,6 +54,8 @@ def make_job(cfg):
     """Job from the config; DataError for what no video could satisfy."""
     if cfg.videos is None or cfg.out is None:
         raise DataError("set videos=<folder, glob, file or list> and out=<folder of shards>")
+    if cfg.logs and not Path(cfg.logs).is_dir():
+        raise DataError(f"logs={cfg.logs} is not a folder; give the one with the action logs, named like the videos")
     if not (cfg.world_size >= 1 and 0 <= cfg.rank < cfg.world_size):
         raise DataError(f"rank={cfg.rank} must be in 0..world_size-1, world_size={cfg.world_size}")
     if cfg.actions not in ("auto", "none", "recording", "contractor"):

@@ -5,6 +5,14 @@ import math
 import lightning as L
 import torch
 
+from pipelines.schema import DataError
+
+SCHEDULES = {  # progress after the warm-up, 0 to 1 -> factor
+    "linear": lambda progress: 1 - progress,
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "constant": lambda progress: 1.0,
+}
+
 
 class PretrainTask(L.LightningModule):
     """A network and its optimizer. Subclasses add `losses(batch) -> (loss, metrics)`.
@@ -38,6 +46,8 @@ class PretrainTask(L.LightningModule):
         settings = dict(self.optimizer)
         warmup, schedule = settings.pop("warmup_steps"), settings.pop("schedule")
         decay = settings.pop("weight_decay")
+        if schedule not in SCHEDULES:
+            raise DataError(f"method.optimizer.schedule={schedule!r}: expected one of {sorted(SCHEDULES)}")
         parameters = [p for p in self.net.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": decay},
@@ -54,4 +64,4 @@ def rate(step, warmup, total, schedule):
     if step < warmup:
         return (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    return {"linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress)), "constant": 1.0}[schedule]
+    return SCHEDULES[schedule](progress)

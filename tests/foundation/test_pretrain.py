@@ -127,6 +127,11 @@ def test_missing_or_actionless_data_is_explained(make_play, tmp_path):
         run("vpt", tmp_path / "run", tmp_path / "clips")
 
 
+def test_an_unknown_schedule_is_refused(play_shards, tmp_path):
+    with pytest.raises(DataError, match="constant"):
+        run("vpt", tmp_path, play_shards, "steps=1", "method.optimizer.schedule=zigzag")
+
+
 def test_schedules():
     assert [rate(t, 2, 6, "linear") for t in range(7)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
     assert rate(4, 2, 6, "cosine") == pytest.approx(0.5)

@@ -175,3 +175,9 @@ def test_command_line(source, out):
     assert failed.returncode == 2
     assert "does not exist" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_a_missing_folder_of_logs_is_not_taken_for_no_logs(source, out, tmp_path):
+    fill(source, count=1)
+    with pytest.raises(DataError, match="not a folder"):
+        ingest(source, out, logs=str(tmp_path / "nowhere"))
