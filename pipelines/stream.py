@@ -232,11 +232,22 @@ def pad(array, length):
     return np.concatenate([array, np.zeros((length - len(array), *array.shape[1:]), array.dtype)])
 
 
-class StepSampler(Sampler):
+class StepIndexed(Sampler):
+    """Batches `batch(step)` from `start_step` to `total_steps`; `len` is the total, as Lightning counts from 0."""
+
+    def __len__(self):
+        return self.total_steps
+
+    def __iter__(self):
+        for step in range(self.start_step, self.total_steps):
+            yield self.batch(step)
+
+
+class StepSampler(StepIndexed):
     """Batch t of a run is the same whenever and wherever it is asked for: shuffled epochs as a function of the step.
 
-    Yields lists of (index, step, reset) for `WindowDataset`, from `start_step` to `total_steps`; `len` is the total,
-    as Lightning counts from 0 after a resume. With several ranks each takes its slice of the same global batch.
+    Yields lists of (index, step, reset) for `WindowDataset`. With several ranks each takes its slice of the same
+    global batch.
     """
 
     def __init__(self, n_items, batch_size, total_steps, seed=0, start_step=0, rank=0, world_size=1):
@@ -245,13 +256,6 @@ class StepSampler(Sampler):
         self.n_items, self.batch_size, self.total_steps = n_items, batch_size, total_steps
         self.seed, self.start_step, self.rank, self.world_size = seed, start_step, rank, world_size
         self._epoch, self._order = None, None
-
-    def __len__(self):
-        return self.total_steps
-
-    def __iter__(self):
-        for step in range(self.start_step, self.total_steps):
-            yield self.batch(step)
 
     def batch(self, step):
         """Items of this rank at `step`. Consecutive global batches walk through consecutive permutations."""
@@ -266,7 +270,7 @@ class StepSampler(Sampler):
         return int(self._order[place])
 
 
-class LaneSampler(Sampler):
+class LaneSampler(StepIndexed):
     """Batches whose rows continue: row b at step t+1 is the window after row b's window at step t (carried memory).
 
     Every epoch the tracks are shuffled, laid end to end and cut into `batch_size` lanes of equal length; a row is
@@ -282,13 +286,6 @@ class LaneSampler(Sampler):
             self.by_track.setdefault(track, []).append(index)
         self.steps_per_epoch = -(-len(windows) // self.lanes)
         self._epoch, self._order = None, None
-
-    def __len__(self):
-        return self.total_steps
-
-    def __iter__(self):
-        for step in range(self.start_step, self.total_steps):
-            yield self.batch(step)
 
     def batch(self, step):
         epoch, place = divmod(step, self.steps_per_epoch)
