@@ -28,7 +28,7 @@ COVERAGE = "coverage"  # bool [t] False where no label could be made
 
 # keys of a training batch
 OBSERVATION = "observation"  # uint8 [b t h w c] RGB, or float32 [b t s]
-FEATURES = "features"  # float32 [b t d] of a frozen encoder, in place of OBSERVATION
+FEATURES = "features"  # float32 [b t ...] computed from frames beforehand, in place of OBSERVATION
 ACTION = "action"  # int64 [b t 2] joint (buttons class, camera class)
 BUTTONS_TARGET = "buttons_target"  # float32 [b t k] soft label over joint buttons classes
 CAMERA_TARGET = "camera_target"  # float32 [b t k] soft label over camera classes, given that the mouse moves

@@ -164,7 +164,8 @@ class WindowDataset(Dataset):
     Item (i, step, reset) -> dict of tensors, see `pipelines.schema`; `reset` marks the window's first frame as the
     start of an episode (its memory is not the predecessor's). `labels`: "hard" classes, "soft" distributions of the
     labeller, or "confidence" = hard classes weighted by their probability. `augment(frames, generator)` is drawn once
-    per window, keyed by (seed, window, step). `input_key`: what `store` holds, frames or features.
+    per window, keyed by (seed, window, step). `input_key`: what `store` holds, frames or features; `frames` always is
+    the store of frames.
     """
 
     def __init__(self, tracks, store, codec, length, stride=None, labels="hard", augment=None, seed=0,
@@ -174,8 +175,9 @@ class WindowDataset(Dataset):
         if labels != "hard" and any(t.key_probabilities is None for t in tracks):
             raise DataError(f"data.targets={labels} needs pseudo-labels with probabilities; recorded actions are hard")
         if augment is not None and input_key != schema.OBSERVATION:
-            raise DataError("data.augment changes frames, but data.features=cached encodes each once; set augment=null")
+            raise DataError("data.augment changes frames, but data.features keeps what was computed of them; set one to null or frames")
         self.tracks, self.store, self.codec, self.input_key = tracks, store, codec, input_key
+        self.frames = store
         self.length, self.labels, self.augment, self.seed = length, labels, augment, seed
         stride = stride or length
         self.windows = [

@@ -6,6 +6,7 @@ from foundation.envs.doom_grid import CELL
 
 SEEN = 6  # cells around the player that count as seen
 FAR = 3000.0  # units of walking; goals beyond are not looked for
+DOOR_AGAIN = 260  # frames until a door walked through is worth opening again; the engine shuts it after 75
 
 
 class Navigator:
@@ -16,7 +17,8 @@ class Navigator:
         self.graph = grid.graph.copy()  # where the player gets stuck costs more, for this player only
         self.seen = ~grid.reachable.reshape(grid.shape)
         self.ignored = set()  # objects that could not be taken
-        self.doors = set(grid.doorways.tolist())  # not yet walked through
+        self.doors = dict.fromkeys(grid.doorways.tolist(), 0)  # doorway -> frame from which it is of interest
+        self.clock = 0
         self._drop()
 
     def _drop(self):
@@ -45,6 +47,7 @@ class Navigator:
     def tick(self):
         """One frame passed."""
         self.patience -= 1
+        self.clock += 1
 
     def blocked(self, position, toward):
         """The player did not get from `position` towards `toward`: avoid the cells just ahead."""
@@ -64,8 +67,8 @@ class Navigator:
         return np.hypot(*(self.grid.centre(self.path[-1]) - position)) < (14 if kind != "explore" else 4 * CELL)
 
     def _give_up_or_finish(self, items):
-        if self.goal is not None:
-            self.doors.discard(self.goal[1])
+        if self.goal is not None and self.goal[1] in self.doors:
+            self.doors[self.goal[1]] = self.clock + DOOR_AGAIN
         if self.goal is not None and self.goal[0] in items:  # stood on it or ran out of patience, and it is still there
             self.ignored.add(self.goal[0])
         self._drop()
@@ -90,7 +93,8 @@ class Navigator:
         unseen = np.flatnonzero(~self.seen.ravel() & np.isfinite(cost))
         cells = self.rng.choice(unseen, min(24, len(unseen)), replace=False) if len(unseen) else []
         places = [((cost[c] + 100) * self.rng.uniform(0.6, 1.6), "explore", int(c)) for c in cells]
-        return places + [((cost[c] + 100) * self.rng.uniform(0.3, 0.8), "door", c) for c in sorted(self.doors)]
+        doors = [c for c, since in sorted(self.doors.items()) if since <= self.clock]
+        return places + [((cost[c] + 100) * self.rng.uniform(0.3, 0.8), "door", c) for c in doors]
 
     def _things(self, cost, items):
         found = []

@@ -16,26 +16,34 @@ from pipelines.stream import FrameStore, LaneSampler, StepSampler, WindowDataset
 from pipelines.transforms import ClipAugment
 
 
+FEATURES = {  # what batches hold instead of frames: arguments of FeatureStore
+    "frames": None,
+    "stem": {"method": "stem", "ahead": 1},
+    "cached": {"method": "encode", "ahead": 0},
+}
+
+
 class ShardData(L.LightningDataModule):
     """Windows of trajectory shards in an order that depends on (seed, step) alone.
 
     train, validation: shard folders; keep: list of clip keys by `pipelines.filter`; labels: label shards joined to
     `train` by key; carry: lanes whose windows continue (for policies with memory) instead of shuffled windows;
-    features: "frames", or "cached" = outputs of the frozen encoder, computed in `setup` with the trainer's network.
+    features: "frames", or what is computed of them once, in `setup`, with the trainer's network: "cached" = outputs of
+    the frozen encoder, "stem" = what the network computes without parameters.
     """
 
     def __init__(self, train, keep, validation, labels, length, stride, carry, nulls, targets, augment, features,
                  batch_size, workers, cache_gb, hours, steps, seed):  # fmt: skip
         super().__init__()
-        if features not in ("frames", "cached"):
-            raise DataError(f"data.features={features!r}: expected frames or cached")
-        self.cached, self.cache_gb = features == "cached", cache_gb
+        if features not in FEATURES:
+            raise DataError(f"data.features={features!r}: expected one of {list(FEATURES)}")
+        self.features, self.cache_gb = FEATURES[features], cache_gb
         self.batch_size, self.workers, self.steps, self.seed, self.carry = batch_size, workers, steps, seed, carry
         self.shards = Kept(train, keep) if keep else open_shards(train, "data.train")
         self.spec, self.size, self.fps = facts(self.shards, open_shards(labels, "data.labels") if labels else None)
         self.codec = ActionCodec(self.spec)
         self.window = {"codec": self.codec, "length": length, "seed": seed}
-        self.window["input_key"] = schema.FEATURES if self.cached else schema.OBSERVATION
+        self.window["input_key"] = schema.FEATURES if self.features else schema.OBSERVATION
         limit = None if hours is None else round(hours * 3600 * self.fps)
         tracks = load_tracks(self.shards, Shards(labels) if labels else None, limit)
         self.frames = sum(map(len, tracks))
@@ -58,19 +66,21 @@ class ShardData(L.LightningDataModule):
         return WindowDataset(tracks, self._frames(shards, 2.0), **self.window)
 
     def _frames(self, shards, cache_gb):
-        return FrameStore(shards, 0.0 if self.cached else cache_gb)  # frames to be encoded are read once
+        return FrameStore(shards, 0.0 if self.features else cache_gb)  # frames to be encoded are read once
 
     def setup(self, stage):
-        """Encodes every frame once, on the device of the trainer, if features are cached."""
-        if not self.cached:
+        """Encodes every frame once, on the device of the trainer, if features are kept."""
+        if not self.features:
             return
         net, device = self.trainer.lightning_module.net, self.trainer.strategy.root_device
+        if not hasattr(net, self.features["method"]):
+            raise DataError(f"data.features: {type(net).__name__} has no `{self.features['method']}`; use frames")
         net.to(device)
         for name, dataset in (("train", self.dataset), ("validation", self.validation)):
             if dataset is not None and not isinstance(dataset.store, FeatureStore):
                 spill = Path(self.trainer.default_root_dir) / f"features-{name}-{self.trainer.global_rank}.npy"
-                options = {"cache_gb": self.cache_gb, "spill": spill}
-                dataset.store = FeatureStore(net, dataset.tracks, dataset.store, device, **options)
+                options = self.features | {"cache_gb": self.cache_gb, "spill": spill}
+                dataset.store = FeatureStore(net, dataset.tracks, dataset.frames, device=device, **options)
 
     def train_dataloader(self):
         start = self.trainer.global_step * self.trainer.accumulate_grad_batches

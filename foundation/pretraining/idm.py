@@ -20,7 +20,7 @@ class InverseDynamicsTask(PretrainTask):
 
     def losses(self, batch):
         mask = batch[schema.MASK]
-        distribution = self.net(batch[schema.OBSERVATION], mask)
+        distribution = self.net(batch.get(schema.OBSERVATION), mask, **self.kept(batch))
         keys, bins = batch[schema.KEYS], batch[schema.BINS]
         weight = batch[schema.WEIGHT] * mask
         loss = inverse_dynamics_nll(distribution, keys, bins, weight)
@@ -31,6 +31,11 @@ class InverseDynamicsTask(PretrainTask):
         }
         return loss, metrics
 
+    @staticmethod
+    def kept(batch):
+        """The network's `stem` where the data hold it instead of frames."""
+        return {"stem": batch[schema.FEATURES]} if schema.FEATURES in batch else {}
+
     def report(self, dataset, folder, fps):
         """Labels the held-out tracks of a WindowDataset as `pipelines.label` would; says how well, and shows some.
 
@@ -39,13 +44,13 @@ class InverseDynamicsTask(PretrainTask):
         """
         parts = []
         for track in tqdm(dataset.tracks, desc="labelling held-out video", unit="video", disable=None):
-            parts.append(label_run(self.net.eval(), dataset.store.get(track.clip, track.row)))
+            parts.append(label_run(self.net.eval(), dataset.frames.get(track.clip, track.row)))
         labels = Labels(*(np.concatenate(part) for part in zip(*(vars(p).values() for p in parts), strict=True)))
         recorded, codec = truth(dataset.tracks), dataset.codec
         report = label_report(recorded, labels.key_probabilities, labels.camera_probabilities, codec.spec)
         (folder / "label_report.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n")
         first = dataset.tracks[0].select(slice(0, FILMED))
-        frames = dataset.store.get(first.clip, first.row)
+        frames = dataset.frames.get(first.clip, first.row)
         overlay.write_video(folder / "heldout.mp4", film(frames, first, parts[0], codec), fps)
         return report.scores, {"label_report": report.to_dict()}
 
