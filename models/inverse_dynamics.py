@@ -35,6 +35,9 @@ class InverseDynamics(nn.Module):
     def stem(self, frames):
         return self.encoder.stem(frames)
 
+    def mirror_stem(self, stem):
+        return self.encoder.mirror_stem(stem)
+
     def encode(self, frames):
         return self.encoder(frames)
 

@@ -84,6 +84,11 @@ class FlowEncoder(nn.Module):
         colours = rearrange(colours, "(b t) c h w -> b t h w c", b=frames.shape[0])
         return torch.cat([flow_to_next(frames), colours.half()], -1)
 
+    @staticmethod
+    def mirror_stem(stem):
+        """The stem of frames whose left and right are exchanged."""
+        return stem.flip(-2) * torch.tensor([-1.0, 1, 1, 1, 1], device=stem.device).to(stem.dtype)
+
     def fuse(self, stem):
         """[b t h' w' 5] of `stem` -> [b t d]."""
         flow, colours = rearrange(stem.float(), "b t h w c -> b t c h w").split((2, 3), 2)

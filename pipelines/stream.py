@@ -175,7 +175,10 @@ class WindowDataset(Dataset):
         if labels != "hard" and any(t.key_probabilities is None for t in tracks):
             raise DataError(f"data.targets={labels} needs pseudo-labels with probabilities; recorded actions are hard")
         if augment is not None and input_key != schema.OBSERVATION:
-            raise DataError("data.augment changes frames, but data.features keeps what was computed of them; set one to null or frames")
+            raise DataError(
+                "data.augment changes frames, but data.features keeps what was computed of them before; set"
+                " data.augment=null or data.features=frames"
+            )
         self.tracks, self.store, self.codec, self.input_key = tracks, store, codec, input_key
         self.frames = store
         self.length, self.labels, self.augment, self.seed = length, labels, augment, seed

@@ -15,7 +15,6 @@ from pipelines.shards import Shards
 from pipelines.stream import FrameStore, LaneSampler, StepSampler, WindowDataset, handle_nulls, load_tracks
 from pipelines.transforms import ClipAugment
 
-
 FEATURES = {  # what batches hold instead of frames: arguments of FeatureStore
     "frames": None,
     "stem": {"method": "stem", "ahead": 1},

@@ -3,12 +3,14 @@
 import json
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from foundation import overlay
 from foundation.losses.behaviour_cloning import inverse_dynamics_nll, weighted_mean
 from foundation.pretraining.task import PretrainTask
 from pipelines import schema
+from pipelines.schema import DataError
 from pipelines.scoring import Truth, label_report
 from pipelines.windows import Labels, label_run
 
@@ -16,9 +18,22 @@ FILMED = 350  # frames of held-out video in the film: 20 seconds
 
 
 class InverseDynamicsTask(PretrainTask):
-    """Trains an IDM on windows of recorded actions."""
+    """Trains an IDM on windows of recorded actions.
+
+    mirror: {key: key} exchanged when left and right are, e.g. {left: right}; every other window is then shown mirrored,
+    with the mouse turning the other way. None = no mirroring.
+    """
+
+    def __init__(self, net, optimizer, mirror=None):
+        super().__init__(net, optimizer)
+        self.mirror = mirror
 
     def losses(self, batch):
+        if self.training and self.mirror is not None:
+            data = self.trainer.datamodule
+            flip = torch.rand(len(batch[schema.KEYS])) < 0.5
+            images = exchange(data.spec.keys, self.mirror)
+            batch = mirrored(batch, flip, images, data.codec.n_bins, getattr(self.net, "mirror_stem", None))
         mask = batch[schema.MASK]
         distribution = self.net(batch.get(schema.OBSERVATION), mask, **self.kept(batch))
         keys, bins = batch[schema.KEYS], batch[schema.BINS]
@@ -53,6 +68,31 @@ class InverseDynamicsTask(PretrainTask):
         frames = dataset.frames.get(first.clip, first.row)
         overlay.write_video(folder / "heldout.mp4", film(frames, first, parts[0], codec), fps)
         return report.scores, {"label_report": report.to_dict()}
+
+
+def mirrored(batch, flip, images, n_bins, mirror_stem):
+    """The batch with left and right exchanged in the windows where flip [b] is set.
+
+    images int [k]: place of each key's mirror image; mirror_stem: what mirroring does to the stem of frames.
+    """
+    keys, bins = batch[schema.KEYS].clone(), batch[schema.BINS].clone()
+    keys[flip] = keys[flip][..., images]
+    bins[flip, :, 1] = n_bins - 1 - bins[flip, :, 1]  # yaw; the bins are symmetric
+    batch = batch | {schema.KEYS: keys, schema.BINS: bins}
+    for name, mirror in ((schema.OBSERVATION, lambda frames: frames.flip(-2)), (schema.FEATURES, mirror_stem)):
+        if name in batch:
+            batch[name] = batch[name].clone()
+            batch[name][flip] = mirror(batch[name][flip])
+    return batch
+
+
+def exchange(keys, pairs):
+    """Place of each key's mirror image, int [k]: `pairs` {left: right} exchanged, the others where they are."""
+    unknown = sorted({*pairs, *pairs.values()} - {*keys})
+    if unknown:
+        raise DataError(f"method.mirror names {unknown}; the keys are {list(keys)}. null = no mirroring")
+    image = dict(pairs) | {b: a for a, b in pairs.items()}
+    return [keys.index(image.get(key, key)) for key in keys]
 
 
 def film(frames, track, labels, codec):
