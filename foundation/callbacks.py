@@ -1,8 +1,7 @@
-"""What a run shows and leaves behind: progress with rate and time left, metrics.csv, checkpoints."""
+"""What a run shows and writes: progress with rate and time left, metrics.csv."""
 
 import csv
 import math
-import os
 import sys
 import time
 import warnings
@@ -62,29 +61,6 @@ class Progress(Callback):
             self.bar.close()
 
 
-def save_atomically(trainer, path):
-    """Writes the trainer's checkpoint to `path` so that a kill leaves the old file or the new one."""
-    part = Path(f"{path}.part")
-    trainer.save_checkpoint(part)
-    with open(part, "rb+") as handle:
-        os.fsync(handle.fileno())
-    os.replace(part, path)
-
-
-class Checkpoint(Callback):
-    """Leaves `<folder>/last.ckpt`, written every `every` steps (0: never) and at the end: the final weights."""
-
-    def __init__(self, folder, every=0):
-        self.path, self.every = Path(folder) / "last.ckpt", every
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if self.every and trainer.global_step % self.every == 0:
-            save_atomically(trainer, self.path)
-
-    def on_train_end(self, trainer, module):
-        save_atomically(trainer, self.path)
-
-
 class Experience(Callback):
     """One row of metrics.csv per rollout of an on-policy stream: frames, returns, and the means of the losses.
 
@@ -96,14 +72,14 @@ class Experience(Callback):
         self.stream, self.sums, self.count = stream, {}, 0
         self.recent = deque(maxlen=window)
         self.episodes = 0
-        self.start = time.monotonic()
+        self.start, self.frames_at_start = time.monotonic(), stream.frames
 
     def on_train_start(self, trainer, module):
         self.start, self.frames_at_start = time.monotonic(), self.stream.frames
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         for name, value in outputs["metrics"].items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
         self.count += 1
         if self.count == self.stream.per_iteration:
             self._write(trainer, module)
@@ -128,12 +104,16 @@ class Experience(Callback):
 
     def state_dict(self):
         recent = [(e.seed, e.returns, e.frames, e.success) for e in self.recent]
-        return {"stream": self.stream.state_dict(), "recent": recent, "episodes": self.episodes}
+        sums = {name: float(value) for name, value in self.sums.items()}
+        return {
+            "stream": self.stream.state_dict(), "recent": recent, "episodes": self.episodes, "sums": sums,
+            "count": self.count,
+        }  # fmt: skip
 
     def load_state_dict(self, state):
         self.stream.load_state_dict(state["stream"])
         self.recent.extend(Episode(*values) for values in state["recent"])
-        self.episodes = state["episodes"]
+        self.episodes, self.sums, self.count = state["episodes"], state["sums"], state["count"]
 
 
 def _mean(values):

@@ -1,25 +1,28 @@
 """python -m foundation.finetune task=... algo=ppo init=<hub folder>: improves a policy by RL in an environment.
 
-Without `init` it is the from-scratch arm; with `algo.kl=0` the unanchored one. Leaves in run.dir: metrics.csv (one row
-per rollout), last.ckpt, the final policy as the hub folder `model`, and summary.json with the task's protocol.
+Without `init` it is the from-scratch arm; with `algo.kl=0` the unanchored one. Run again it continues where it stopped.
+Leaves in run.dir: metrics.csv (one row per rollout), last.ckpt, the final policy as the hub folder `model`, and
+summary.json with the task's protocol.
 """
 
+import json
 import logging
 import time
-import warnings
 
 import lightning as L
 import torch
 from hydra.utils import get_class
 
 from foundation.actors import PolicyActor, RandomActor
-from foundation.callbacks import Checkpoint, Experience, Progress, csv_logger
+from foundation.callbacks import Experience, Progress
+from foundation.checkpoints import Checkpoint, StepSeed, resume_path, step_of
 from foundation.evaluate import codec_for, evaluate, load_policy, opened, protocol_of
 from foundation.hub import machine_words
+from foundation.preemption import Preemption
 from foundation.rollout import Environments, OnPolicy, Rollout, training_seed
-from foundation.training import derive, make_trainer, plain
+from foundation.training import derive, fit_from, make_trainer, plain
 from pipelines import checkpoint
-from pipelines.command import command, run_folder
+from pipelines.command import command, run_folder, write_summary
 from pipelines.schema import DataError
 
 log = logging.getLogger("foundation-policy")
@@ -37,15 +40,24 @@ def main(cfg):
         net_config = bundle.config["net"] if bundle else derive(plain(cfg.policy.net), size, codec)
         policy = bundle.net if bundle else checkpoint.build(net_config)
         play_protocol = scorer(policy, codec, cfg, size, protocol, n)
-        before = play_protocol("random", "random", RandomActor(codec)) if cfg.evaluate_before else {}
-        before |= play_protocol("initial", "initial") if cfg.evaluate_before else {}
+        start = resume_path(folder, cfg.resume, plain(cfg))
+        before = untrained(folder, start, codec, play_protocol) if cfg.evaluate_before else {}
         agent = get_class(algo["agent"].pop("_target_"))(policy, pretrained=bundle and policy, **algo["agent"])
-        trained = fit(agent, Environments(worlds, training_seeds(cfg.run.seed)), codec, algo, cfg, folder)
+        trained = fit(agent, Environments(worlds, training_seeds(cfg.run.seed)), codec, algo, cfg, folder, start)
     after = play_protocol("fine-tuned", "finetune")
     summary = {**before, **after, **trained}
     extras = {"actions": codec.spec, "size": size, "fps": fps, "statistics": bundle.statistics if bundle else {}}
     checkpoint.save(folder / "model", net_config, policy, extras, card(cfg, agent, summary))
     return summary
+
+
+def untrained(folder, start, codec, play_protocol):
+    """Scores of the random and the initial policy; a run that continues takes those it measured at its start."""
+    path = folder / "before.json"
+    if start is None or not path.is_file():
+        scores = play_protocol("random", "random", RandomActor(codec)) | play_protocol("initial", "initial")
+        write_summary(path, scores)
+    return json.loads(path.read_text())
 
 
 def training_seeds(seed):
@@ -67,7 +79,7 @@ def device_of(cfg):
     return "cpu" if cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available() else "cuda"
 
 
-def fit(agent, environments, codec, algo, cfg, folder):
+def fit(agent, environments, codec, algo, cfg, folder, start):
     """Trains `agent` on `cfg.frames` frames and more until the last rollout is full -> flat numbers."""
     if cfg.trainer.devices != 1:
         raise DataError(f"trainer.devices={cfg.trainer.devices}: RL runs in one process; choose trainer=cpu or gpu")
@@ -78,19 +90,20 @@ def fit(agent, environments, codec, algo, cfg, folder):
     total = iterations * len(environments) * stream.chunk
     show = Progress(total, "frame", count=lambda _: stream.frames, show=lambda _: experience.averages())
     settings = {**plain(cfg.trainer), "gradient_clip_val": algo["grad_clip"], "accumulate_grad_batches": 1}
-    shown = [experience, show, Checkpoint(folder)]
-    options = {"max_epochs": 1, "logger": csv_logger(folder), "log_every_n_steps": stream.per_iteration}
+    keeper = Checkpoint(folder, plain(cfg), cfg.checkpoint_every * stream.per_iteration, cfg.keep_checkpoints)
+    shown = [experience, show, StepSeed(cfg.run.seed), keeper, Preemption(folder)]
+    kept = step_of(start) + 1 if start else 0  # rows of metrics.csv are written after their step
+    options = {"max_epochs": 1, "log_every_n_steps": stream.per_iteration, "resumed_step": kept}
     trainer = make_trainer(settings, folder, shown, len(stream), **options)
     log.info("%s, %s; %d rollouts", cfg.init or "from scratch", arm(agent), iterations)
-    start = time.monotonic()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(many workers|has `__len__`|in eval mode|LeafSpec|weights_only).*")
-        trainer.fit(agent, stream)
+    clock = time.monotonic()
+    fit_from(trainer, agent, stream, start)
     environments.close()
+    seconds, frames = time.monotonic() - clock, stream.frames - experience.frames_at_start
     return {
         "finetune/train_frames": stream.frames,
         "finetune/iterations": iterations,
-        "finetune/train_frames_per_second": stream.frames / (time.monotonic() - start),
+        "finetune/train_frames_per_second": frames / seconds,  # of this process; 0 where nothing was left to do
         **{f"finetune/train_{name}": value for name, value in experience.averages().items()},
     }
 

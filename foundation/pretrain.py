@@ -8,8 +8,10 @@ import torch
 from hydra.utils import get_class
 
 from foundation import callbacks, hub
+from foundation.checkpoints import Checkpoint, StepSeed, resume_path, step_of
+from foundation.preemption import Preemption
 from foundation.pretraining.data import ShardData
-from foundation.training import derive, make_trainer, plain, resume_path, step_of
+from foundation.training import derive, fit_from, make_trainer, plain, world_size
 from pipelines import checkpoint
 from pipelines.command import command, run_folder
 from pipelines.schema import DataError
@@ -28,14 +30,17 @@ def main(cfg):
     method = plain(cfg.method)
     task = get_class(method.pop("_target_"))(**{**method, "net": net})
     log.info("%s: %.1f M parameters, %d frames", method["net"]["_target_"], count(net) / 1e6, data.frames)
-    start = resume_path(folder, cfg.resume)
+    settings, config = plain(cfg.trainer), plain(cfg)
+    start = resume_path(folder, cfg.resume, config, world_size(settings))
+    keeper = Checkpoint(folder, config, cfg.checkpoint_every, cfg.keep_checkpoints, cfg.best)
     every, shown = min(cfg.validate_every, cfg.steps), min(20, cfg.steps)
     trainer = make_trainer(
-        plain(cfg.trainer), folder, [callbacks.Progress(cfg.steps), callbacks.Checkpoint(folder, cfg.checkpoint_every)],
+        settings, folder, [callbacks.Progress(cfg.steps), StepSeed(cfg.run.seed), keeper, Preemption(folder)],
         max_steps=cfg.steps, resumed_step=step_of(start),
-        val_check_interval=every, check_val_every_n_epoch=None, log_every_n_steps=shown,
+        val_check_interval=every * settings["accumulate_grad_batches"], check_val_every_n_epoch=None,
+        log_every_n_steps=shown,
     )  # fmt: skip
-    trainer.fit(task, data, ckpt_path=start, weights_only=True)
+    fit_from(trainer, task, data, start)
     trainer.logger.save()
     summary = {"frames/train": data.frames, "steps": trainer.global_step, "parameters": count(net)}
     measured = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}

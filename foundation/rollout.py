@@ -71,14 +71,15 @@ class Slot:
         return observation
 
     def state_dict(self):
-        return {"episode": self.episode, "actions": list(self.actions), "done": self.done}
+        actions = [{name: torch.as_tensor(value) for name, value in action.items()} for action in self.actions]
+        return {"episode": self.episode, "actions": actions, "done": self.done}
 
     def load_state_dict(self, state):
         """Replays the running episode: its seed and actions decide where it stands. Returns the observation there."""
         self.episode = state["episode"] - 1
         observation = self.reset()
         for action in state["actions"]:
-            observation, *_ = self.step(action)
+            observation, *_ = self.step({name: value.numpy() for name, value in action.items()})
         if self.done != state["done"]:
             raise DataError(
                 f"replaying {len(state['actions'])} actions of episode {self.episode} ended elsewhere than before:"
@@ -255,6 +256,7 @@ class OnPolicy(IterableDataset):
         self.generator = torch.Generator().manual_seed(seed)
         self.iteration = self.frames = 0
         self.episodes = []  # of the latest rollout
+        self.data, self.left = None, []  # the rollout at hand and the minibatches of it still to come
 
     @property
     def per_iteration(self):
@@ -264,32 +266,40 @@ class OnPolicy(IterableDataset):
         return self.iterations * self.per_iteration
 
     def __iter__(self):
-        while self.iteration < self.iterations:
-            groups = self._groups()
-            with self.agent.precision():  # rounded as in training
-                chunk, self.episodes = self.rollout.collect(self.agent.policy, self.chunk, self.agent.device)
-                data = self.agent.annotate(chunk, groups)
-            self.frames += int(chunk[MASK].sum())
-            iteration, self.iteration = self.iteration, self.iteration + 1
-            for epoch in range(self.epochs):
-                groups = self._groups() if epoch else groups
-                for rows in groups:
-                    yield {**take(data, rows), "iteration": iteration}
+        while self.left or self.iteration < self.iterations:
+            if not self.left:
+                self._collect()
+            rows = self.left.pop(0)
+            yield {**take(self.data, rows), "iteration": self.iteration - 1}
+
+    def _collect(self):
+        first = self._groups()
+        with self.agent.precision():  # rounded as in training
+            chunk, self.episodes = self.rollout.collect(self.agent.policy, self.chunk, self.agent.device)
+            self.data = self.agent.annotate(chunk, first)
+        self.frames += int(chunk[MASK].sum())
+        self.iteration += 1
+        self.left = [*first, *(rows for _ in range(self.epochs - 1) for rows in self._groups())]
 
     def _groups(self):
         order = torch.randperm(len(self.rollout.environments), generator=self.generator)
         return order.chunk(self.minibatches)
 
     def state_dict(self):
-        """Complete between iterations; within one the rest of its minibatches is not kept."""
+        """Where the stream stands: between two minibatches it is all there is."""
         return {
             "rollout": self.rollout.state_dict(),
             "generator": self.generator.get_state(),
             "iteration": self.iteration,
             "frames": self.frames,
+            "episodes": [(e.seed, e.returns, e.frames, e.success) for e in self.episodes],
+            "left": list(self.left),
+            "data": self.data if self.left else None,
         }
 
     def load_state_dict(self, state):
         self.rollout.load_state_dict(state["rollout"])
         self.generator.set_state(state["generator"])
         self.iteration, self.frames = state["iteration"], state["frames"]
+        self.episodes = [Episode(*values) for values in state["episodes"]]
+        self.left, self.data = list(state["left"]), state["data"]

@@ -3,14 +3,13 @@
 import ctypes
 import logging
 import sys
-import zipfile
+import warnings
 
 import lightning as L
 import torch
 from omegaconf import OmegaConf
 
-from foundation import callbacks
-from pipelines.schema import DataError
+from foundation import callbacks, slurm
 
 
 def make_trainer(settings, folder, callbacks_, max_steps, resumed_step=0, **options):
@@ -22,7 +21,7 @@ def make_trainer(settings, folder, callbacks_, max_steps, resumed_step=0, **opti
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     return L.Trainer(
         **{
-            **settings,
+            **slurm.trainer_settings(settings),
             "max_steps": max_steps,
             "max_epochs": -1,
             "num_sanity_val_steps": 0,
@@ -38,6 +37,15 @@ def make_trainer(settings, folder, callbacks_, max_steps, resumed_step=0, **opti
     )
 
 
+def fit_from(trainer, module, data, start):
+    """`trainer.fit` from the checkpoint `start` (None: the beginning), without advice that does not apply here."""
+    with warnings.catch_warnings():
+        # our data know their place by the step alone, so resuming inside an epoch is exact
+        expected = "many workers|has `__len__`|in eval mode|LeafSpec|weights_only|srun|not resumable|ranks is zero"
+        warnings.filterwarnings("ignore", message=f".*({expected}).*")
+        trainer.fit(module, data, ckpt_path=start, weights_only=True)
+
+
 def keep_memory():
     """Lets the process reuse freed memory; without it every large tensor is fetched from the system anew, each step.
 
@@ -51,19 +59,13 @@ def keep_memory():
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
-def resume_path(folder, resume):
-    """`last.ckpt` of the run directory if it is there and `resume=auto`, else None."""
-    if resume not in ("auto", "never"):
-        raise DataError(f"resume={resume!r}: expected auto or never")
-    last = folder / "last.ckpt"
-    if resume == "auto" and last.is_file() and not zipfile.is_zipfile(last):
-        raise DataError(f"{last} is damaged; resume=never starts again")
-    return str(last) if resume == "auto" and last.is_file() else None
-
-
-def step_of(checkpoint):
-    """Optimizer steps in a checkpoint file; 0 for None."""
-    return 0 if checkpoint is None else torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
+def world_size(settings):
+    """Processes that a `configs/trainer` node starts or, under Slurm, takes part in."""
+    settings = slurm.trainer_settings(settings)
+    devices = settings["devices"]
+    if devices in (-1, "auto"):
+        devices = max(1, torch.cuda.device_count())
+    return int(devices) * int(settings.get("num_nodes", 1))
 
 
 def plain(node):

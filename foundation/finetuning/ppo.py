@@ -44,6 +44,7 @@ class PPO(LightningModule):
         anchored = pretrained is not None and kl > 0
         self.prior = copy.deepcopy(pretrained).requires_grad_(False) if anchored else None
         self.prior_state = None  # the prior's own memory of the running episodes
+        self.rollout_metrics = {}  # of the latest rollout
         self.entropy = 0.0 if anchored else entropy  # the KL replaces the entropy bonus
 
     def train(self, mode=True):
@@ -132,6 +133,14 @@ class PPO(LightningModule):
     def training_step(self, batch, _):
         loss, metrics = self.losses(batch)
         return {"loss": loss, "metrics": {name: value.detach() for name, value in metrics.items()}}
+
+    def on_save_checkpoint(self, checkpoint):
+        numbers = {name: float(value) for name, value in self.rollout_metrics.items()}
+        checkpoint["agent"] = {"prior_state": self.prior_state, "rollout_metrics": numbers}
+
+    def on_load_checkpoint(self, checkpoint):
+        self.prior_state = checkpoint["agent"]["prior_state"]
+        self.rollout_metrics = checkpoint["agent"]["rollout_metrics"]
 
     def configure_optimizers(self):
         policy = [p for p in self.policy.parameters() if p.requires_grad]

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from foundation.actors import PolicyActor, RandomActor
-from foundation.callbacks import Checkpoint, Experience, csv_logger
+from foundation.callbacks import Experience, csv_logger
+from foundation.checkpoints import Checkpoint
 from foundation.evaluate import play
 from foundation.finetuning.ppo import PPO
 from foundation.rollout import Environments, OnPolicy, Rollout, training_seed
@@ -25,7 +26,7 @@ def fit(agent, stream, folder=None):
         accelerator="cpu", max_epochs=1, enable_progress_bar=False, enable_checkpointing=False, barebones=False,
         enable_model_summary=False, gradient_clip_val=5.0, log_every_n_steps=1,
         logger=csv_logger(folder) if folder else False,
-        callbacks=[experience, Checkpoint(folder)] if folder else [],
+        callbacks=[experience, Checkpoint(folder, {})] if folder else [],
     )  # fmt: skip
     trainer.fit(agent, stream)
     return trainer

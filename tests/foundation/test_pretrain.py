@@ -5,9 +5,9 @@ import hydra
 import pytest
 
 from foundation import hub
+from foundation.checkpoints import resume_path
 from foundation.pretrain import main
 from foundation.pretraining.task import rate
-from foundation.training import resume_path
 from pipelines.command import CONFIGS, execute
 from pipelines.schema import DataError
 from pipelines.video import scan
@@ -140,6 +140,6 @@ def test_schedules():
 
 def test_a_damaged_checkpoint_is_told(tmp_path):
     (tmp_path / "last.ckpt").write_bytes(b"PK but not much more")
-    with pytest.raises(DataError, match="damaged"):
-        resume_path(tmp_path, "auto")
-    assert resume_path(tmp_path, "never") is None
+    with pytest.raises(DataError, match="whole"):
+        resume_path(tmp_path, "auto", {})
+    assert resume_path(tmp_path, "never", {}) is None

@@ -1,0 +1,176 @@
+"""Runs that stop anywhere and go on: rows of metrics.csv and final weights are those of a run that never stopped."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from foundation import callbacks, checkpoints, finetune, hub, pretrain
+from pipelines.command import CONFIGS, execute
+from pipelines.schema import DataError
+
+METHODS = sorted(path.stem for path in Path(CONFIGS, "method").glob("*.yaml"))
+ALGOS = sorted(path.stem for path in Path(CONFIGS, "algo").glob("*.yaml"))
+CLOCK = {"frames_per_second"}  # columns that tell the time
+SMALL = {
+    "dim": 16, "heads": 2, "layers": 1, "window": 8, "context": 8, "channels": [4, 4, 4], "hidsize": 16,
+    "attention_heads": 2, "impala_width": 1, "timesteps": 8, "attention_memory_size": 16, "img_shape": [32, 40, 8],
+    "dropout": 0.1,
+}  # fmt: skip
+
+
+class Killed(BaseException):
+    """Ends a run where it stands, as a signal would."""
+
+
+@pytest.fixture
+def kill(monkeypatch):
+    """kill(n): the next run dies in the n-th training batch; kill(None): it lives."""
+    original = callbacks.Progress.on_train_batch_end
+
+    def arm(batches):
+        left = iter(range(batches)) if batches is not None else None
+
+        def end(self, *args):
+            original(self, *args)
+            if left is not None and next(left, None) is None:
+                raise Killed
+
+        monkeypatch.setattr(callbacks.Progress, "on_train_batch_end", end)
+
+    return arm
+
+
+def rows(folder):
+    with open(folder / "metrics.csv") as file:
+        return [{n: v for n, v in row.items() if n not in CLOCK and v} for row in csv.DictReader(file)]
+
+
+def same(one, other):
+    assert rows(one) == rows(other)
+    a, b = (hub.load(folder / "model").net.state_dict() for folder in (one, other))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def run_pretrain(method, folder, train, *overrides):
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        net = compose("pretrain", [f"method={method}"]).method.net
+        given = [name for name in SMALL if net.get(name) is not None and not OmegaConf.is_interpolation(net, name)]
+        small = [f"method.net.{name}={SMALL[name]}" for name in given]
+        if "channels" in net:
+            small.append(f"method.net.channels={[4] * len(net.channels)}")
+        options = [f"run.dir={folder}", f"data.train={train}", f"data.validation={train}", "data.batch_size=2"]
+        options += ["data.length=8", "data.stride=8", "steps=9", "validate_every=4", "checkpoint_every=2", *small]
+        cfg = compose("pretrain", [f"method={method}", *options, *overrides])
+    return execute(pretrain.main.function, cfg)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pretraining_goes_on_bit_for_bit(method, play_shards, tmp_path, kill):
+    kill(None)
+    run_pretrain(method, tmp_path / "straight", play_shards)
+    for batches in (3, 4, 1):  # at step 4 a validation comes between checkpoint and death
+        kill(batches)
+        with pytest.raises(Killed):
+            run_pretrain(method, tmp_path / "stopped", play_shards, "data.workers=1")
+    kill(None)
+    run_pretrain(method, tmp_path / "stopped", play_shards)
+    same(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_accumulated_gradients_go_on_bit_for_bit(play_shards, tmp_path, kill):
+    kill(None)
+    more = ["trainer.accumulate_grad_batches=3", "steps=4", "checkpoint_every=1", "validate_every=2"]
+    run_pretrain("idm", tmp_path / "straight", play_shards, *more)
+    kill(7)  # in the middle of a step
+    with pytest.raises(Killed):
+        run_pretrain("idm", tmp_path / "stopped", play_shards, *more)
+    kill(None)
+    run_pretrain("idm", tmp_path / "stopped", play_shards, *more)
+    same(tmp_path / "straight", tmp_path / "stopped")
+
+
+def run_finetune(algo, folder, *overrides):
+    tiny = [
+        "task.env.episode_tics=60", "episodes=1", "policy.size=[16,20]", "policy.net.dim=16", "policy.net.layers=1",
+        "policy.net.heads=2", "policy.net.channels=[4,4]", "policy.net.context=8", "algo.stream.environments=2",
+        "algo.stream.minibatches=2", "algo.stream.chunk=16", "frames=96", "evaluate_before=false",
+    ]  # fmt: skip
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        cfg = compose("finetune", [f"algo={algo}", f"run.dir={folder}", "checkpoint_every=1", *tiny, *overrides])
+    return execute(finetune.main.function, cfg)
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_fine_tuning_goes_on_bit_for_bit(algo, tmp_path, kill):
+    kill(None)
+    run_finetune(algo, tmp_path / "init", "frames=32")
+    init = f"init={tmp_path / 'init'}"  # anchored: the prior has a memory of its own
+    run_finetune(algo, tmp_path / "straight", init)
+    for batches in (6, 2):
+        kill(batches)
+        with pytest.raises(Killed):
+            run_finetune(algo, tmp_path / "stopped", init)
+    kill(None)
+    run_finetune(algo, tmp_path / "stopped", init)
+    same(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_a_checkpoint_between_two_minibatches_holds_the_rest(tmp_path, kill, monkeypatch):
+    kill(None)
+    run_finetune("ppo", tmp_path / "straight")
+    original = checkpoints.Checkpoint.on_train_batch_end
+
+    def at_every_step(self, *args):
+        self.every = 1
+        original(self, *args)
+
+    monkeypatch.setattr(checkpoints.Checkpoint, "on_train_batch_end", at_every_step)
+    for batches in (2, 4):
+        kill(batches)
+        with pytest.raises(Killed):
+            run_finetune("ppo", tmp_path / "stopped")
+    kill(None)
+    run_finetune("ppo", tmp_path / "stopped")
+    same(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_torn_checkpoints_are_passed_over(play_shards, tmp_path, kill, caplog):
+    kill(None)
+    run_pretrain("idm", tmp_path / "straight", play_shards)
+    kill(6)
+    with pytest.raises(Killed):
+        run_pretrain("idm", tmp_path / "stopped", play_shards)
+    last = tmp_path / "stopped" / "last.ckpt"
+    data = bytearray(last.read_bytes())
+    data[len(data) // 2] ^= 1
+    last.write_bytes(data)
+    kill(None)
+    run_pretrain("idm", tmp_path / "stopped", play_shards)
+    assert "passed over" in caplog.text
+    same(tmp_path / "straight", tmp_path / "stopped")
+    assert {p.name for p in (tmp_path / "stopped").glob("*.ckpt*")} == {"last.ckpt", "last-1.ckpt"}
+
+
+def test_another_config_or_world_is_refused(play_shards, tmp_path, kill):
+    kill(4)
+    with pytest.raises(Killed):
+        run_pretrain("idm", tmp_path, play_shards)
+    kill(None)
+    with pytest.raises(DataError, match=r"method.optimizer.lr: 0.0015 then, 0.1 now"):
+        run_pretrain("idm", tmp_path, play_shards, "method.optimizer.lr=0.1")
+    with pytest.raises(DataError, match="steps: 9 then"):
+        run_pretrain("idm", tmp_path, play_shards, "steps=12")  # the schedule depends on it
+    with pytest.raises(DataError, match="1 processes, now there are 2"):
+        run_pretrain("idm", tmp_path, play_shards, "trainer.devices=2")
+
+
+def test_the_best_is_kept(play_shards, tmp_path, kill):
+    kill(None)
+    run_pretrain("idm", tmp_path, play_shards, "best=validation/loss")
+    values = {int(r["step"]): float(r["validation/loss"]) for r in rows(tmp_path) if "validation/loss" in r}
+    best = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    assert values[best["global_step"] - 1] == min(values.values())
