@@ -42,7 +42,7 @@ def fit_from(trainer, module, data, start):
     with warnings.catch_warnings():
         # our data know their place by the step alone, so resuming inside an epoch is exact
         expected = "many workers|has `__len__`|in eval mode|LeafSpec|weights_only|srun|not resumable|ranks is zero"
-        warnings.filterwarnings("ignore", message=f".*({expected}).*")
+        warnings.filterwarnings("ignore", message=f"(?s).*({expected}).*")
         trainer.fit(module, data, ckpt_path=start, weights_only=True)
 
 
