@@ -8,7 +8,7 @@ start=$(date +%s)
 step() { printf '\n== %s  (%d s so far)\n' "$1" $(($(date +%s) - start)); }
 
 step "1/8 record play: with actions, as video alone, and with actions on maps that no training sees"
-python -m foundation.collect run.dir=$out/collect_labelled   hours=0.4 also=[doom_my_way_home] run.seed=1
+python -m foundation.collect run.dir=$out/collect_labelled   hours=0.8 also=[doom_my_way_home] run.seed=1
 python -m foundation.collect run.dir=$out/collect_video      hours=0.8 also=[doom_my_way_home] run.seed=2 labelled=false answers=$out/answers
 python -m foundation.collect run.dir=$out/collect_heldout    hours=0.1 split=heldout run.seed=3
 
@@ -18,10 +18,10 @@ python -m pipelines.ingest run.dir=$out/ingest_video         videos=$out/collect
 python -m pipelines.ingest run.dir=$out/ingest_heldout       videos=$out/collect_heldout/plays  out=$out/shards/heldout
 
 step "3/8 inverse dynamics from the labelled play"
-python -m foundation.pretrain method=idm run.dir=$out/idm    data.train=$out/shards/labelled data.validation=$out/shards/heldout steps=450
+python -m foundation.pretrain method=idm run.dir=$out/idm    data.train=$out/shards/labelled data.validation=$out/shards/heldout steps=500
 
 step "4/8 pseudo-labels for the video, and their score against the answers nobody trained on"
-# 25 minutes of labels hold too few doors opened with USE to learn it; without the override the labeller says so and stops
+# 50 minutes of labels hold too few doors opened with USE to learn it; without the override the labeller says so and stops
 python -m pipelines.label run.dir=$out/label                 clips=$out/shards/video idm=$out/idm out=$out/labels workers=2 allow_unlabelled_keys=true
 
 python -m pipelines.ingest run.dir=$out/ingest_answers       videos=$out/collect_video/plays logs=$out/answers out=$out/shards/answers
