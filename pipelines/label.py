@@ -18,6 +18,7 @@ import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
+from pipelines import gc
 from pipelines import manifest as disk
 from pipelines.command import command
 from pipelines.labeller import ClipError, Labeller, Settings
@@ -223,9 +224,7 @@ def finish(cfg, units, lost, summary):
     lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) for row in rejects(parts) + lost]
     path = Path(cfg.run.dir) / "rejected.jsonl"
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    for stray in disk.garbage(cfg.out):
-        if stray.name.startswith(("labels-", ".")):  # whatever else a user keeps there is not ours to delete
-            stray.unlink(missing_ok=True)
+    gc.collect(cfg.out)
     if lines:
         log.warning("%d clips were set aside, see %s", len(lines), path)
     if lines and not cfg.allow_rejects:

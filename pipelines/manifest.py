@@ -1,26 +1,29 @@
-"""What makes a tar a shard: its manifest and its index.
+"""What makes a tar a shard: its manifest.
 
 `<prefix>-NNNNN.json` is the manifest; renaming it into place is the commit point. It names a content-addressed tar
 `<prefix>-NNNNN-<sha12>.tar` and repeats every sample's metadata, so that a data set can be listed without opening a
-tar. A dataset is the set of manifests of a folder: a tar without one does not exist. `<tar stem>.index` lists the
-members (offset, size, crc32); it can always be rebuilt from the tar.
+tar. A dataset is the set of manifests of a folder: a tar without one does not exist. Manifests carry a checksum of
+themselves. The parts of one unit of work are renamed into place last part first, so part 0 commits all of them.
 """
 
 import hashlib
 import json
 import os
 import re
-import tarfile
-import time
 import uuid
-import zlib
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
 
-from pipelines.schema import ARRAYS, META, SCHEMA_VERSION, VIDEO, DataError, check_key
+from pipelines.schema import SCHEMA_VERSION, DataError
+from pipelines.storage import open_folder
 
 MANIFEST_NAME = re.compile(r"(?P<prefix>[A-Za-z0-9_-]+)-(?P<number>\d{5})\.json")
 FIELDS = {"schema", "file", "bytes", "sha256", "samples", "entries"}
 MAX_MANIFEST_BYTES = 1 << 30
+CHECK = "check"  # field with the checksum of all others
+
+
+# files
 
 
 def write_atomic(path, data):
@@ -33,10 +36,26 @@ def write_atomic(path, data):
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+        fsync_folder(path.parent)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise DataError(f"cannot write {path} ({error.strerror}); free space or choose another folder") from error
-    fsync_folder(path.parent)
+
+
+def write_once(path, data):
+    """Like `write_atomic`, but a file that is there stays; of several writers at the same time the first one wins."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
+    write_atomic(part, data)
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        if not path.exists():
+            write_atomic(path, data)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def fsync_folder(folder):
@@ -54,119 +73,35 @@ def to_json(value):
     return f"{text}\n".encode()
 
 
+def checksum(values):
+    return hashlib.sha256(to_json({k: v for k, v in values.items() if k != CHECK})).hexdigest()[:16]
+
+
+def sealed(values):
+    """Bytes of a JSON object that carries its own checksum."""
+    return to_json({**values, CHECK: checksum(values)})
+
+
 def read_json(path, limit=MAX_MANIFEST_BYTES):
-    """Parsed JSON of a bounded file; DataError if it is no JSON."""
+    """Parsed JSON of a bounded file; DataError if it is no JSON, or not what was sealed."""
     path = Path(path)
     if path.stat().st_size > limit:
         raise DataError(f"{path} has {path.stat().st_size} bytes, at most {limit} are read")
+    return parse_json(path.read_bytes(), path, limit)
+
+
+def parse_json(data, where, limit=MAX_MANIFEST_BYTES):
+    """`where`: how errors name what the bytes were read from."""
+    if len(data) > limit:
+        raise DataError(f"{where} has {len(data)} bytes, at most {limit} are read")
     try:
-        return json.loads(path.read_bytes())
+        value = json.loads(data)
+        intact = not isinstance(value, dict) or CHECK not in value or value[CHECK] == checksum(value)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not valid JSON ({error}); delete it and re-run what wrote it") from error
-
-
-def manifests(root, prefix=None):
-    """Manifests in `root` by name, each with its path under "path". DataError for damaged ones."""
-    root = Path(root)
-    if not root.is_dir():
-        raise DataError(f"no folder of shards at {root}; `python -m pipelines.ingest out={root} videos=...` makes one")
-    names = [(m, path) for path in sorted(root.iterdir()) if (m := MANIFEST_NAME.fullmatch(path.name))]
-    return [read_manifest(path) for match, path in names if prefix is None or match["prefix"] == prefix]
-
-
-def read_manifest(path):
-    manifest = read_json(path)
-    if not isinstance(manifest, dict) or not manifest.keys() >= FIELDS:
-        raise DataError(f"{path} is not a shard manifest (needs {sorted(FIELDS)}); is it in the wrong folder?")
-    if manifest["schema"] != SCHEMA_VERSION:
-        raise DataError(f"{path} has schema {manifest['schema']!r}, this version reads {SCHEMA_VERSION}")
-    if Path(manifest["file"]).name != manifest["file"]:
-        raise DataError(f"{path} points outside its folder ({manifest['file']!r})")
-    if len(manifest["entries"]) != manifest["samples"]:
-        raise DataError(f"{path} lists {len(manifest['entries'])} samples and counts {manifest['samples']}")
-    return {**manifest, "path": Path(path)}
-
-
-def finished(root, prefix, unit):
-    """Manifests of a committed unit of work in order of part, or None if any of it is missing or cut short."""
-    path = Path(root) / f"{prefix}-00000.json"
-    try:
-        first = read_manifest(path)
-        rest = range(1, first.get("parts", 1))
-        parts = [first, *(read_manifest(Path(root) / f"{prefix}-{number:05d}.json") for number in rest)]
-        whole = all(p.get("unit") == unit and (Path(root) / p["file"]).stat().st_size == p["bytes"] for p in parts)
-    except (OSError, DataError):
-        return None
-    return parts if whole else None
-
-
-def garbage(root, older_than_seconds=3600.0):
-    """Files no manifest refers to: temporary files and tars of killed or losing writers, older than their lease."""
-    root = Path(root)
-    wanted = {m["file"] for m in manifests(root)}
-    wanted |= {index_path(name).name for name in wanted}
-    suspects = [p for p in root.iterdir() if p.suffix in (".tar", ".index", ".part") and p.name not in wanted]
-    return [p for p in suspects if time.time() - p.stat().st_mtime >= older_than_seconds]
-
-
-def collect_garbage(root, older_than_seconds=3600.0):
-    """Deletes `garbage(root)`; returns how many files went."""
-    files = garbage(root, older_than_seconds)
-    for path in files:
-        path.unlink(missing_ok=True)
-    return len(files)
-
-
-# index
-
-
-def index_path(tar):
-    return Path(tar).with_suffix(".index")
-
-
-def load_index(tar, manifest):
-    """{member name: [offset, size, crc32]} of a shard, from its side file or, failing that, from the tar itself."""
-    try:
-        index = read_json(index_path(tar))
-        if index["sha256"] == manifest["sha256"]:
-            return check_index(index["members"], tar, manifest)
-    except (OSError, DataError, KeyError, TypeError):
-        pass  # a lost or foreign index costs time, not data
-    check_sha256(tar, manifest["sha256"])  # the crc of a rebuilt index would bless damage
-    return check_index(build_index(tar), tar, manifest)
-
-
-def check_index(members, tar, manifest):
-    """The index, once its keys are known to be the manifest's."""
-    keys = {name.split(".", 1)[0] for name in members}
-    if keys != {entry["key"] for entry in manifest["entries"]}:
-        raise DataError(f"{tar} holds {len(keys)} samples, its manifest {manifest['samples']}; make the shard again")
-    return members
-
-
-def build_index(tar):
-    """Index of any tar whose members follow the key grammar; DataError naming the offset where it breaks."""
-    members = {}
-    try:
-        with tarfile.open(tar, "r:") as archive, open(tar, "rb") as raw:
-            for info in archive:
-                if not info.isreg():
-                    raise DataError(f"{tar} holds {info.name!r}, which is no regular file")
-                key, _, extension = info.name.partition(".")
-                check_key(key)
-                if not re.fullmatch(r"[A-Za-z0-9_.-]+", extension) or info.name in members:
-                    what = f"{info.name!r} at {info.offset}"
-                    raise DataError(f"{tar}: member {what} is a duplicate or has no plain extension")
-                raw.seek(info.offset_data)
-                payload = raw.read(info.size)
-                if len(payload) != info.size:
-                    raise DataError(f"{tar} ends inside {info.name!r} at {info.offset_data}; copy or make it again")
-                members[info.name] = [info.offset_data, info.size, zlib.crc32(payload)]
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{tar} is not a readable tar ({error}); copy or make it again") from error
-    if not members:
-        raise DataError(f"{tar} holds no sample")
-    return members
+        raise DataError(f"{where} is not valid JSON ({error}); delete it and re-run what wrote it") from error
+    if not intact:
+        raise DataError(f"{where} is damaged (its checksum differs); delete it and re-run what wrote it")
+    return value
 
 
 def file_sha256(path):
@@ -181,40 +116,7 @@ def _digest(file):
     return digest.hexdigest()
 
 
-def check_sha256(tar, expected):
-    got = file_sha256(tar)
-    if got != expected:
-        raise DataError(f"{tar} is damaged: its sha256 is {got[:12]}, the manifest says {expected[:12]}; make it again")
-
-
-def adopt(root):
-    """Writes manifests for the tars in `root` that have none: shards of stock webdataset become readable here.
-
-    Every sample needs a `<key>.json` that follows the schema. Returns the number of adopted tars.
-    """
-    known = {m["file"] for m in manifests(root)}
-    adopted = 0
-    for tar in sorted(Path(root).glob("*.tar")):
-        if tar.name in known:
-            continue
-        members, sha256 = build_index(tar), file_sha256(tar)
-        keys = sorted({name.partition(".")[0] for name in members})
-        entries = [{"key": key, "meta": member_json(tar, members, key)} for key in keys]
-        manifest = new_manifest(tar.name, tar.stat().st_size, sha256, entries)
-        stem = re.sub(r"[^A-Za-z0-9_-]", "_", tar.stem)
-        write_atomic(index_path(tar), to_json({"sha256": sha256, "members": members}))
-        write_atomic(tar.with_name(f"{stem}-00000.json"), to_json(manifest))
-        adopted += 1
-    return adopted
-
-
-def member_json(tar, members, key):
-    name = f"{key}.{META}"
-    if name not in members or not any(f"{key}.{ext}" in members for ext in (VIDEO, ARRAYS)):
-        raise DataError(f"{tar}: sample {key} needs {name} beside its data; see pipelines/schema.py for its fields")
-    with open(tar, "rb") as file:
-        file.seek(members[name][0])
-        return json.loads(file.read(members[name][1]))
+# manifests
 
 
 def new_manifest(file, size, sha256, entries, **facts):
@@ -223,3 +125,118 @@ def new_manifest(file, size, sha256, entries, **facts):
         "schema": SCHEMA_VERSION, "file": file, "bytes": size, "sha256": sha256, "samples": len(entries),
         "frames": frames, "entries": entries, **facts,
     }
+
+
+def read_manifest(path):
+    return check_manifest(read_json(path), path)
+
+
+def check_manifest(manifest, path):
+    """The manifest, with its path under "path"; DataError for what is none."""
+    if not isinstance(manifest, dict) or not manifest.keys() >= FIELDS or not _typed(manifest):
+        raise DataError(f"{path} is not a shard manifest (needs {sorted(FIELDS)}); is it in the wrong folder?")
+    if manifest["schema"] != SCHEMA_VERSION:
+        raise DataError(f"{path} has schema {manifest['schema']!r}, this version reads {SCHEMA_VERSION}")
+    if PurePath(manifest["file"]).name != manifest["file"]:
+        raise DataError(f"{path} points outside its folder ({manifest['file']!r})")
+    if len(manifest["entries"]) != manifest["samples"]:
+        raise DataError(f"{path} lists {len(manifest['entries'])} samples and counts {manifest['samples']}")
+    return {**manifest, "path": PurePath(path)}  # not part of the file
+
+
+def _typed(manifest):
+    kinds = {"file": str, "sha256": str, "bytes": int, "entries": list, "frames": int, "parts": int, "part": int}
+    return all(type(manifest.get(name, kind())) is kind for name, kind in kinds.items()) and all(
+        isinstance(e, dict) and isinstance(e.get("key"), str) and isinstance(e.get("meta"), dict)
+        for e in manifest["entries"]
+    )
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something that readers cannot use."""
+
+    shard: str  # name of the file
+    reason: str
+    samples: int | None = None  # that are lost with it; None = nobody knows
+
+
+@dataclass
+class Survey:
+    """What the manifests of a folder say."""
+
+    manifests: list = field(default_factory=list)  # what readers follow, by name
+    damage: list = field(default_factory=list)  # manifests that cannot be used
+    open: list = field(default_factory=list)  # manifests of units whose first part was never committed
+    leftovers: list = field(default_factory=list)  # manifests that a later version of their unit has replaced
+
+
+def manifests(root, prefix=None):
+    """Manifests that readers of `root` follow, by name, each with its path under "path". DataError for damage."""
+    found = survey(open_folder(root), prefix)
+    if found.damage:
+        raise DataError(found.damage[0].reason)
+    return found.manifests
+
+
+def survey(folder, prefix=None):
+    """Survey of a `pipelines.storage` folder; reads every manifest."""
+    names = [n for n in folder.names() if (m := MANIFEST_NAME.fullmatch(n)) and prefix in (None, m["prefix"])]
+    found, units = Survey(), {}
+    for name, data in folder.read_many(names):
+        where = f"{folder.root}/{name}"
+        try:
+            if isinstance(data, Exception):
+                raise DataError(f"{where} cannot be read ({data})")
+            manifest = check_manifest(parse_json(data, where), where)
+        except DataError as error:
+            found.damage.append(Damage(name, str(error)))
+            continue
+        if "parts" in manifest:
+            match = MANIFEST_NAME.fullmatch(name)
+            units.setdefault(match["prefix"], {})[int(match["number"])] = manifest
+        else:
+            found.manifests.append(manifest)
+    for unit, parts in units.items():
+        settle(unit, parts, found)
+    found.manifests.sort(key=lambda manifest: manifest["path"].name)
+    return found
+
+
+def settle(unit, parts, found):
+    """Sorts the parts of one unit, {number: manifest}, into the fields of a Survey."""
+    if 0 not in parts:
+        found.open += parts.values()
+        return
+    whole = whole_unit(parts)
+    if whole is None:
+        samples = sum(part["samples"] for part in parts.values())
+        reason = f"unit {unit} is not whole: not all of its {parts[0]['parts']} parts were made together"
+        found.damage.append(Damage(parts[0]["path"].name, reason, samples))
+        found.open += [part for number, part in parts.items() if number]
+        return
+    found.manifests += whole
+    found.leftovers += [part for number, part in parts.items() if number >= len(whole)]
+
+
+def whole_unit(parts):
+    """[part 0, part 1, ...] if all parts are there and were committed together, else None."""
+    first = parts[0]
+    chain = [parts.get(number) for number in range(min(first.get("parts", 1), len(parts)))]
+    same = all(p is not None and all(p.get(k) == first.get(k) for k in ("unit", "parts", "set")) for p in chain)
+    return chain if same and len(chain) == first.get("parts", 1) else None
+
+
+def finished(root, prefix, unit):
+    """Manifests of a committed unit of work in order of part, or None if any of it is missing or cut short."""
+    root = Path(root)
+    try:
+        first = read_manifest(root / f"{prefix}-00000.json")
+        rest = {n: read_manifest(root / f"{prefix}-{n:05d}.json") for n in range(1, min(first.get("parts", 1), 10**5))}
+        parts = whole_unit({0: first, **rest})
+        whole = parts and first.get("unit") == unit and all(
+            (root / part["file"]).stat().st_size == part["bytes"] for part in parts
+        )  # fmt: skip
+    except (OSError, DataError):
+        return None
+    return parts if whole else None

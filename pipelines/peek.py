@@ -11,8 +11,7 @@ from collections import Counter
 import av
 import numpy as np
 
-from pipelines import manifest as disk
-from pipelines import schema
+from pipelines import gc, schema, tars
 from pipelines.command import command
 from pipelines.schema import DataError
 from pipelines.shards import Shards
@@ -26,9 +25,9 @@ def main(cfg):
     if cfg.shards is None:
         raise DataError("set shards=<folder of shards>")
     if cfg.adopt:
-        print(f"adopted {disk.adopt(cfg.shards)} tars")
+        print(f"adopted {tars.adopt(cfg.shards)} tars")
     if cfg.gc:
-        print(f"deleted {disk.collect_garbage(cfg.shards)} files that no manifest names")
+        print(f"deleted {gc.collect(cfg.shards)} files that no manifest names")
     shards = Shards(cfg.shards, verify=cfg.verify)
     if not shards.entries:
         raise DataError(f"{cfg.shards} holds no samples")

@@ -12,24 +12,28 @@ what is on disk beside the tars.
 import hashlib
 import io
 import json
-import os
+import logging
 import zipfile
 import zlib
-from collections import OrderedDict
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from pipelines import manifest as disk
+from pipelines import storage, tars
+from pipelines.manifest import Damage
 from pipelines.schema import ARRAYS, META, DataError, SampleMeta
 from pipelines.shard_writer import ShardWriter
+from pipelines.storage import ShardError
 
-__all__ = ["Entry", "ShardWriter", "Shards", "unpack"]
+__all__ = ["Entry", "ShardError", "ShardWriter", "Shards", "unpack"]
 
 MAX_JSON_BYTES = 16 << 20
 MAX_ARRAY_BYTES = 1 << 30  # of one sample, unpacked
-OPEN_FILES = 128
+SHOWN = 3  # damaged shards named in one message
+REMEDY = "make the shard again, or leave it out with on_damage=set_aside"
+log = logging.getLogger("foundation-policy")
 
 
 @dataclass(frozen=True)
@@ -44,14 +48,23 @@ class Entry:
 class Shards:
     """The samples of a folder of shards, by key. Checks that every shard is there and whole before the first read.
 
-    Reads are `os.pread` through the index: no shared position, so threads and forked workers may share the object.
-    Each member's crc32 is checked as it is read; `verify=True` also compares every file's sha256 now.
+    root: a local folder or any address that fsspec understands, see `pipelines/storage.py`; threads and forked workers
+    may share the object. Each member's crc32 is checked as it is read; `verify=True` also compares every file's sha256
+    now. on_damage: "stop" raises DataError, "set_aside" leaves out the samples of damaged shards and lists these in
+    `damage`; as the order of training samples follows from what is there, it verifies now unless `verify=False`.
     """
 
-    def __init__(self, root, verify=False, prefix=None):
-        self.root = Path(root)
-        self.manifests = disk.manifests(root, prefix)
-        self._check_files(verify)
+    def __init__(self, root, verify=None, prefix=None, on_damage="stop"):
+        if on_damage not in ("stop", "set_aside"):
+            raise DataError(f"on_damage={on_damage!r}: expected stop or set_aside")
+        self.folder = storage.open_folder(root)
+        self.root = self.folder.root
+        found = disk.survey(self.folder, prefix)
+        verify = on_damage == "set_aside" if verify is None else verify
+        self.damage = [*found.damage, *damaged_files(self.folder, found.manifests, verify)]
+        bad = {damage.shard for damage in self.damage}
+        self.manifests = [manifest for manifest in found.manifests if manifest["file"] not in bad]
+        self._tell(on_damage, found)
         self.entries = [Entry(m["file"], e["key"], e["meta"]) for m in self.manifests for e in m["entries"]]
         self._by_key = {entry.key: entry for entry in self.entries}
         if len(self._by_key) != len(self.entries):
@@ -60,30 +73,41 @@ class Shards:
                 (twice if entry.key in seen else seen).add(entry.key)
             raise DataError(f"{root}: {len(twice)} sample keys occur twice, e.g. {min(twice)!r}; remove one copy")
         self._by_file = {m["file"]: m for m in self.manifests}
-        self._indexes, self._handles = {}, OrderedDict()
+        self._indexes = {}
 
-    def _check_files(self, verify):
-        missing, wrong = [], []
-        for manifest in self.manifests:
-            try:
-                size = (self.root / manifest["file"]).stat().st_size
-            except OSError:
-                missing.append(manifest["file"])
-                continue
-            if size != manifest["bytes"]:
-                wrong.append(f"{manifest['file']} ({size} of {manifest['bytes']} bytes)")
-            elif verify:
-                disk.check_sha256(self.root / manifest["file"], manifest["sha256"])
-        if missing or wrong:
-            raise DataError(
-                f"{self.root}: {len(missing)} shards missing {missing[:3]}, {len(wrong)} cut or changed {wrong[:3]};"
-                " re-run the command that made them (it redoes only these)"
-            )
-        if not self.manifests and (strays := list(self.root.glob("*.tar"))):
+    def _tell(self, on_damage, found):
+        if self.damage:
+            shown = "; ".join(damage.reason for damage in self.damage[:SHOWN])
+            more = f"; and {len(self.damage) - SHOWN} more" if len(self.damage) > SHOWN else ""
+            message = f"{self.root}: {len(self.damage)} shards are damaged: {shown}{more}"
+            if on_damage == "stop":
+                raise DataError(
+                    f"{message}. Re-run the command that made them, it redoes only these (`python -m pipelines.verify"
+                    f" shards={self.root}` lists all), or go on without them: on_damage=set_aside"
+                )
+            log.warning("%s. Set aside with %d samples", message, self.set_aside["samples"])
+        if found.open:
+            message = "%s: %d parts of unfinished units are left out; re-run the command that makes them"
+            log.warning(message, self.root, len(found.open))
+        if not self.manifests and not self.damage:
+            self._refuse_foreign()
+
+    def _refuse_foreign(self):
+        """DataError for tars without manifests: they are not ours, and reading none of them would look like success."""
+        if strays := [name for name in self.folder.names() if name.endswith(".tar")]:
             raise DataError(
                 f"{self.root} holds {len(strays)} tars but no manifest; shards made by other tools are taken in by"
                 f" `python -m pipelines.peek shards={self.root} adopt=true`"
             )
+
+    @property
+    def set_aside(self):
+        """{"shards": damaged ones, "samples": of those whose manifest could be read}"""
+        return {"shards": len(self.damage), "samples": sum(damage.samples or 0 for damage in self.damage)}
+
+    def check(self, file):
+        """ShardError unless the bytes of a shard are those that its manifest was written for."""
+        tars.check_sha256(self.folder, self._by_file[file])
 
     def __len__(self):
         return len(self.entries)
@@ -106,11 +130,11 @@ class Shards:
         if name not in index:
             raise DataError(f"sample {key!r} of {entry.shard} has no .{extension} member")
         offset, size, crc = index[name]
-        data = os.pread(self._handle(entry.shard), size, offset)
+        data = self.folder.range(entry.shard, offset, size)
         if len(data) != size:
-            raise DataError(f"{entry.shard} ends inside {name}: {len(data)} of {size} bytes at {offset}; make it again")
+            raise ShardError(f"{entry.shard} ends inside {name}: {len(data)} of {size} bytes at {offset}; {REMEDY}")
         if zlib.crc32(data) != crc:
-            raise DataError(f"{entry.shard}: {name} at {offset} is damaged (crc32 differs); make the shard again")
+            raise ShardError(f"{entry.shard}: {name} at {offset} is damaged (crc32 differs); {REMEDY}")
         return data
 
     def arrays(self, key):
@@ -135,26 +159,37 @@ class Shards:
 
     def _index(self, file):
         if file not in self._indexes:
-            self._indexes[file] = disk.load_index(self.root / file, self._by_file[file])
+            self._indexes[file] = tars.load_index(self.folder, self._by_file[file])
         return self._indexes[file]
 
-    def _handle(self, file):
-        if file not in self._handles:
-            if len(self._handles) >= OPEN_FILES:
-                os.close(self._handles.popitem(last=False)[1])
-            self._handles[file] = os.open(self.root / file, os.O_RDONLY)
-        return self._handles[file]
-
     def close(self):
-        while self._handles:
-            os.close(self._handles.popitem()[1])
+        self.folder.close()
 
-    def __getstate__(self):
-        return {**self.__dict__, "_handles": OrderedDict()}  # descriptors belong to this process
 
-    def __del__(self):
-        if hasattr(self, "_handles"):
-            self.close()
+def damaged_files(folder, manifests, verify):
+    """Damage of shards that are missing, of another size or, with `verify`, of another sha256."""
+    sizes = folder.sizes([manifest["file"] for manifest in manifests])
+    total = sum(manifest["bytes"] for manifest in manifests)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="verify", disable=None if verify else True) as bar:
+        for manifest in manifests:
+            reason = file_damage(folder, manifest, sizes[manifest["file"]], verify)
+            if reason:
+                yield Damage(manifest["file"], reason, manifest["samples"])
+            bar.update(manifest["bytes"])
+
+
+def file_damage(folder, manifest, size, verify):
+    """What is wrong with the tar of a manifest, or None."""
+    if size is None:
+        return f"{manifest['file']} is missing"
+    if size not in (manifest["bytes"], storage.UNKNOWN):
+        return f"{manifest['file']} is cut or changed ({size} of {manifest['bytes']} bytes)"
+    try:
+        if verify:
+            tars.check_sha256(folder, manifest)
+    except ShardError as error:
+        return str(error)
+    return None
 
 
 def unpack(data, name):

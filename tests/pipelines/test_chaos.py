@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from pipelines import gc
 from pipelines import manifest as disk
 from pipelines.shards import Shards, ShardWriter
 
@@ -58,7 +59,7 @@ def check(root, kills):
         for entry in shards.entries:
             assert len(shards.read(entry.key, "mp4")) == 3000
         before = shards.fingerprint()
-        disk.collect_garbage(folder, older_than_seconds=-1)
+        gc.collect(folder, older_than_seconds=-1)
         assert Shards(folder, verify=True).fingerprint() == before
         assert not list(folder.glob("*.part"))
         assert not list(folder.glob(".*.part"))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import gc
 from pipelines.ingest import main
-from pipelines.manifest import garbage
 from pipelines.schema import DataError
 from pipelines.shards import Shards
 from pipelines.video import encode
@@ -114,7 +114,7 @@ def test_killed_at_any_moment_and_run_again(source, out, tmp_path):
 
 
 def is_garbage(out, name):
-    return out / name in garbage(out, older_than_seconds=-1)
+    return any(item.path == out / name for item in gc.find(out, older_than_seconds=-1))
 
 
 DEATHS = [(running.crash, "crash"), (running.hang, "timeout"), (running.stumble, "error")]
