@@ -21,9 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipelines.schema import DataError
 
 CONFIGS = str(Path(__file__).resolve().parents[1] / "configs")
-USER_ERRORS = (
-    DataError, FileNotFoundError, PermissionError, NotADirectoryError, FileExistsError, OmegaConfBaseException,
-)  # fmt: skip
+USER_ERRORS = (DataError, OSError, OmegaConfBaseException)  # OSError: missing files, full disks, no permission
 log = logging.getLogger("foundation-policy")
 
 
@@ -46,7 +44,7 @@ def command(name):
                 if cfg.get("debug"):
                     raise
                 print(f"\n{name}: {error}\n", file=sys.stderr)
-                sys.exit(2)
+                sys.exit(getattr(error, "status", 2))
 
         entry = hydra.main(version_base="1.3", config_path=CONFIGS, config_name=name)(run)
 
@@ -59,7 +57,7 @@ def command(name):
                 if "debug=true" in sys.argv:
                     raise
                 print(f"\n{name}: {error}\n", file=sys.stderr)
-                sys.exit(2)
+                sys.exit(getattr(error, "status", 2))
 
         started.function = function
         return started
