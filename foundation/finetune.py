@@ -17,11 +17,12 @@ from foundation.actors import PolicyActor, RandomActor
 from foundation.callbacks import Experience, Progress
 from foundation.checkpoints import Checkpoint, StepSeed, resume_path, step_of
 from foundation.evaluate import codec_for, evaluate, load_policy, opened, protocol_of
-from foundation.hub import machine_words
+from foundation.hub import machine_words, origin, save
 from foundation.preemption import Preemption
 from foundation.rollout import Environments, OnPolicy, Rollout, training_seed
 from foundation.training import derive, fit_from, make_trainer, plain
 from pipelines import checkpoint
+from pipelines.card import numbers
 from pipelines.command import command, run_folder, write_summary
 from pipelines.schema import DataError
 
@@ -47,7 +48,11 @@ def main(cfg):
     after = play_protocol("fine-tuned", "finetune")
     summary = {**before, **after, **trained}
     extras = {"actions": codec.spec, "size": size, "fps": fps, "statistics": bundle.statistics if bundle else {}}
-    checkpoint.save(folder / "model", net_config, policy, extras, card(cfg, agent, summary))
+    lead = (
+        f"{arm(agent)}, task `{cfg.task.name}`, from {origin(cfg.init, bundle)}, seed {cfg.run.seed}, on"
+        f" {machine_words()}. Play it with `python -m foundation.evaluate task={cfg.task.name} policy=<this folder>`."
+    )
+    save(folder / "model", policy, net_config, extras, lead, {"Measured": numbers(summary)}, cfg.run.name)
     return summary
 
 
@@ -113,26 +118,6 @@ def arm(agent):
     if agent.prior is not None:
         return f"PPO with {agent.hparams.kl} KL to the pretrained policy"
     return f"PPO without KL, entropy bonus {agent.entropy}"
-
-
-def card(cfg, agent, summary):
-    rows = "\n".join(f"| {k} | {v:.4g} |" for k, v in sorted(summary.items()) if isinstance(v, int | float))
-    return f"""---
-library_name: foundation-policy
-license: mit
----
-
-# {cfg.run.name}
-
-{arm(agent)}, task `{cfg.task.name}`, from {f"`{cfg.init}`" if cfg.init else "random weights"}, seed {cfg.run.seed},
-on {machine_words()}.
-
-| measured | value |
-|---|---|
-{rows}
-
-Play it with `python -m foundation.evaluate task={cfg.task.name} policy=<this folder>`.
-"""
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ def main(cfg):
     folder = run_folder(cfg)
     data = ShardData(**plain(cfg.data), steps=cfg.steps, seed=cfg.run.seed)
     net_config = derive(plain(cfg.method.net), data.size, data.codec)
-    net = initial_net(net_config, cfg.init).to(memory_format=torch.channels_last)  # convolutions are faster so
+    net, started = initial_net(net_config, cfg.init)
+    net = net.to(memory_format=torch.channels_last)  # convolutions are faster so
     method = plain(cfg.method)
     task = get_class(method.pop("_target_"))(**{**method, "net": net})
     log.info("%s: %.1f M parameters, %d frames", method["net"]["_target_"], count(net) / 1e6, data.frames)
@@ -41,13 +42,15 @@ def main(cfg):
         log_every_n_steps=shown,
     )  # fmt: skip
     fit_from(trainer, task, data, start)
+    if not trainer.is_global_zero:
+        return {}
     trainer.logger.save()
     summary = {"frames/train": data.frames, "steps": trainer.global_step, "parameters": count(net)}
     measured = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
     summary |= measured or earlier(folder)
     scores, statistics = task.report(data.validation, folder, data.fps) if data.validation else ({}, {})
     summary |= scores
-    hub.save_trained(folder / "model", task.net, net_config, data, summary, cfg, statistics)
+    hub.save_trained(folder / "model", task.net, net_config, data, summary, cfg, statistics, started)
     return summary
 
 
@@ -75,16 +78,16 @@ def check_frozen(cfg):
 
 
 def initial_net(net_config, init):
-    """A fresh network, or the one saved at `init` if its configuration is the same."""
+    """(A fresh network, or the one saved at `init` if its configuration is the same; its origin in words)"""
     if init is None:
         checkpoint.check_targets(net_config)
-        return checkpoint.construct(net_config)
+        return checkpoint.construct(net_config), hub.origin(None, None)
     bundle = hub.load(init)
     ours, theirs = {k: v for k, v in net_config.items() if k != "dropout"}, dict(bundle.config["net"])
     different = sorted(k for k in ours if ours[k] != theirs.get(k))
     if different:
         raise DataError(f"init={init} was built with other values of {different}; set method.net.<name> to match them")
-    return bundle.net.train()
+    return bundle.net.train(), hub.origin(init, bundle)
 
 
 def count(net):

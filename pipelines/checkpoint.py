@@ -9,26 +9,34 @@ Only classes under `models.` are built, pickles are never opened, and `config.ya
 it is written last, so a folder whose writer was killed, or whose bytes changed, is told from a good one.
 """
 
+import dataclasses
 import hashlib
-import importlib
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from pipelines import untrusted
 from pipelines.actions import ActionSpec, spec_from
+from pipelines.construct import build, build_to_fit, check_targets, construct, find_class
+from pipelines.remote import CARD, CONFIG, STATISTICS, WEIGHTS, find
 from pipelines.schema import SCHEMA_VERSION, DataError
 
-CONFIG, WEIGHTS, STATISTICS, CARD = "config.yaml", "model.safetensors", "statistics.json", "README.md"
+__all__ = [
+    "CARD", "CONFIG", "STATISTICS", "WEIGHTS", "Bundle", "build", "check_targets", "construct", "find_class", "load",
+    "plain", "save", "update_statistics",
+]  # fmt: skip
+
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".weights", ".model")
-PACKAGE = "models"  # the only package whose classes a folder may name
-MAX_TEXT_BYTES = 16 << 20  # of config.yaml and statistics.json
+MAX_CONFIG_BYTES = 1 << 20  # the largest of ours, with 8,641 action classes, has 0.1 MB
+MAX_STATISTICS_BYTES = 16 << 20
+MAX_SIDE = 4096  # pixels of a frame's side
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,7 @@ class Bundle:
     config: dict
     statistics: dict
     sha256: str
+    origin: str | None = None  # owner/name@commit of one that came from the hub
 
 
 def save(folder, net_config, net, extras, card):
@@ -66,105 +75,61 @@ def save(folder, net_config, net, extras, card):
     return folder
 
 
-def load(folder):
-    """Reads a hub folder -> Bundle with the network in eval mode; DataError says what is wrong with it."""
-    folder = Path(folder)
+def load(where):
+    """A hub folder, a run directory that holds one, or a name on the hub (`pipelines.remote`) -> Bundle.
+
+    The network is in eval mode; DataError says what is wrong with the folder.
+    """
+    found = find(where)
+    try:
+        return dataclasses.replace(read(found.folder), origin=found.origin)
+    except DataError as error:
+        if found.origin is None:
+            raise
+        hint = f"if the download was damaged, delete {found.folder.parents[1]} and run again; else tell its author"
+        raise DataError(f"{found.origin} from the hub: {error}. {hint[0].upper()}{hint[1:]}") from error
+
+
+def read(folder):
+    """The Bundle in a local folder."""
     config = read_config(folder)
     statistics = read_statistics(folder)
     weights, weights_sha256 = read_weights(folder)
     if config.get("weights_sha256") not in (None, weights_sha256):
         raise DataError(
             f"{folder / WEIGHTS} has sha256 {weights_sha256[:12]}, but {CONFIG} was written for"
-            f" {config['weights_sha256'][:12]}: the weights changed or the writer was stopped; save or copy it again"
+            f" {str(config['weights_sha256'])[:12]}: the weights changed or the writer was stopped; save or copy it"
+            " again"
         )
-    net = build(config["net"])
-    load_weights(net, weights, folder)
-    actions, size = config.get("actions"), config.get("size")
-    return Bundle(
-        net=net.eval(),
-        spec=None if actions is None else spec_from(actions),
-        size=None if size is None else tuple(int(n) for n in size),
-        fps=None if config.get("fps") is None else float(config["fps"]),
-        config=config,
-        statistics=statistics,
-        sha256=content_hash(config, statistics, weights_sha256),
-    )
+    spec, size, fps = contract(config, folder)
+    net = build_to_fit(config["net"], weights, folder)
+    net.load_state_dict(weights)
+    return Bundle(net.eval(), spec, size, fps, config, statistics, content_hash(config, statistics, weights_sha256))
+
+
+def contract(config, folder):
+    """(action spec, (height, width), frames/s) of a config, each None where it has none; DataError for nonsense."""
+    spec, size, fps = (config.get(name) for name in ("actions", "size", "fps"))
+    try:
+        spec = None if spec is None else spec_from(spec)
+        size = None if size is None else tuple(map(int, size))
+        fps = None if fps is None else float(fps)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{folder / CONFIG}: actions, size or fps is not what it should be ({error})") from error
+    if size is not None and (len(size) != 2 or not all(1 <= side <= MAX_SIDE for side in size)):
+        raise DataError(f"{folder / CONFIG}: size is {size}, expected [height, width] up to {MAX_SIDE}")
+    if fps is not None and not (math.isfinite(fps) and fps > 0):
+        raise DataError(f"{folder / CONFIG}: fps is {fps}, expected a positive number")
+    return spec, size, fps
 
 
 def update_statistics(folder, values):
-    """Merges `values` into the folder's statistics.json (a label report measured after training, say)."""
+    """Merges `values` into the statistics.json of a local folder (a label report measured after training, say)."""
     folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise DataError(f"{folder} is no hub folder on this machine; statistics are written to local ones only")
     statistics = {**read_statistics(folder), **plain(values, "statistics")}
     write_text(folder / STATISTICS, json.dumps(statistics, indent=1, sort_keys=True) + "\n")
-
-
-def build(net_config):
-    """{_target_: models.<module>.<Class>, ...} -> module. Nested dicts with a `_target_` are built first."""
-    check_targets(net_config)
-    with torch.random.fork_rng(devices=[]):  # loading must not move the caller's random stream
-        return construct(net_config)
-
-
-def construct(value):
-    if isinstance(value, dict):
-        built = {name: construct(item) for name, item in value.items() if name != "_target_"}
-        if "_target_" not in value:
-            return built
-        target = find_class(value["_target_"])
-        try:
-            return target(**built)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise DataError(f"{value['_target_']} cannot be built from {CONFIG}: {error}") from error
-    return [construct(item) for item in value] if isinstance(value, list) else value
-
-
-def check_targets(value, path="net"):
-    """DataError unless every `_target_` in a nested config is a class of our own `models` package."""
-    if path == "net" and (not isinstance(value, dict) or "_target_" not in value):
-        raise DataError(f"{CONFIG} has no net._target_; expected e.g. models.inverse_dynamics.InverseDynamics")
-    if isinstance(value, dict):
-        hidden = [name for name in value if str(name).startswith("_") and name != "_target_"]
-        if hidden:
-            raise DataError(f"{path} uses {hidden}: only _target_ and plain arguments are allowed in a hub folder")
-        if "_target_" in value:
-            find_class(value["_target_"])
-        for name, item in value.items():
-            check_targets(item, f"{path}.{name}")
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            check_targets(item, f"{path}[{i}]")
-
-
-def find_class(target):
-    """`models.<module>.<Class>` -> that class, refusing what a module merely imported (`models.vpt.torch...`)."""
-    module_name, _, name = str(target).rpartition(".")
-    refused = DataError(f"{CONFIG} asks for {target!r}; only classes defined under {PACKAGE}. may be built")
-    if not module_name.startswith(PACKAGE + "."):
-        raise refused
-    try:
-        found = getattr(importlib.import_module(module_name), name, None)
-    except ImportError as error:
-        raise DataError(f"{CONFIG} asks for {target!r}, which this version does not have ({error})") from error
-    if not isinstance(found, type) or found.__module__ != module_name:
-        raise refused
-    return found
-
-
-def load_weights(net, weights, folder):
-    """Copies `weights` into `net`; DataError names every missing, unexpected or wrong-size tensor."""
-    expected = {name: tuple(value.shape) for name, value in net.state_dict().items()}
-    given = {name: tuple(value.shape) for name, value in weights.items()}
-    faults = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in given]
-    faults += [f"unexpected {name} {list(shape)}" for name, shape in given.items() if name not in expected]
-    faults += [
-        f"{name}: file has {list(given[name])}, config.yaml builds {list(shape)}"
-        for name, shape in expected.items()
-        if given.get(name, shape) != shape
-    ]
-    if faults:
-        listed = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
-        raise DataError(f"the weights in {folder} do not fit their config.yaml: {listed}")
-    net.load_state_dict(weights)
 
 
 def read_config(folder):
@@ -172,10 +137,7 @@ def read_config(folder):
         raise DataError(f"{folder} is not a hub folder: expected a folder with {CONFIG} and {WEIGHTS}")
     if not (folder / CONFIG).is_file():
         raise DataError(f"{folder} has no {CONFIG}: not a hub folder, or its writer was stopped before the end")
-    try:
-        config = yaml.safe_load(read_text(folder / CONFIG))
-    except yaml.YAMLError as error:
-        raise DataError(f"{folder / CONFIG} is not plain YAML: {error}") from error
+    config = untrusted.read_yaml(folder / CONFIG, MAX_CONFIG_BYTES)
     if not isinstance(config, dict) or "net" not in config:
         raise DataError(f"{folder / CONFIG} has no `net` entry: not the config of a hub folder")
     if config.get("schema") != SCHEMA_VERSION:
@@ -190,10 +152,10 @@ def read_statistics(folder):
     path = folder / STATISTICS
     if not path.is_file():
         return {}
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
+    statistics = untrusted.read_json(path, MAX_STATISTICS_BYTES)
+    if not isinstance(statistics, dict) or not isinstance(statistics.get("label_report", {}), dict):
+        raise DataError(f"{path} is no table of named numbers; copy the folder again, or delete this file")
+    return statistics
 
 
 def read_weights(folder):
@@ -228,12 +190,6 @@ def plain(value, path):
     if isinstance(value, tuple | list) or hasattr(value, "__iter__"):
         return [plain(item, f"{path}[{i}]") for i, item in enumerate(value)]
     raise DataError(f"{path} is a {type(value).__name__}; a hub folder stores numbers, strings, lists and dicts only")
-
-
-def read_text(path):
-    if path.stat().st_size > MAX_TEXT_BYTES:
-        raise DataError(f"{path} is larger than {MAX_TEXT_BYTES >> 20} MiB: not a file of a hub folder")
-    return path.read_text(encoding="utf-8")
 
 
 def write_text(path, text):

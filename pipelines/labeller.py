@@ -9,7 +9,6 @@ import json
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ import torch
 from pipelines import checkpoint, schema
 from pipelines.actions import ActionCodec, spec_from
 from pipelines.schema import DataError, SampleMeta
+from pipelines.storage import ShardError
 from pipelines.video import open_reader
 from pipelines.windows import PRECISIONS, label_run, prepare
 
@@ -51,13 +51,11 @@ class Settings:
 
 
 class Labeller:
-    """Loads the model of a hub folder (or of a run directory that holds one as `model`) and labels shards with it."""
+    """Loads a model (hub folder, run directory or name on the hub) and labels shards with it."""
 
-    def __init__(self, folder, settings, device="auto", frames_per_call=256):
-        folder = Path(folder)
-        inner = folder / "model"
-        self.bundle = checkpoint.load(inner if (inner / checkpoint.CONFIG).is_file() else folder)
-        self._check_contract(folder)
+    def __init__(self, where, settings, device="auto", frames_per_call=256):
+        self.bundle = checkpoint.load(where)
+        self._check_contract(where)
         self.settings, self.frames_per_call = settings, int(frames_per_call)
         self.codec = ActionCodec(self.bundle.spec)
         if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
@@ -65,12 +63,12 @@ class Labeller:
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.net = prepare(self.bundle.net, self.device)
 
-    def _check_contract(self, folder):
+    def _check_contract(self, where):
         missing = [name for name in CONTRACT if not hasattr(self.bundle.net, name)]
         missing += [name for name in ("spec", "size", "fps") if getattr(self.bundle, name) is None]
         if missing:
             raise DataError(
-                f"{folder} is no labeller: its {type(self.bundle.net).__name__} lacks {missing};"
+                f"{where} is no labeller: its {type(self.bundle.net).__name__} lacks {missing};"
                 " give a model trained with `python -m foundation.pretrain method=idm`"
             )
 
@@ -235,6 +233,8 @@ class RunFrames:
                 if len(reader.table) != length:
                     raise DataError(f"video has {len(reader.table)} frames, its metadata says {length}")
                 frames = reader.frames(np.arange(length))
+        except ShardError:  # not the clip's fault: if the shard is repaired, the clip is labelled after all
+            raise
         except DataError as error:
             raise ClipError(entry.key, str(error)) from error
         if frames.shape[1:3] != tuple(self.size):

@@ -19,8 +19,9 @@ from torch import nn
 
 from models.vpt import VptInverseDynamics, VptPolicy
 from models.vpt_layers import N_BASIS
-from pipelines import checkpoint
+from pipelines import card, checkpoint
 from pipelines.actions import MINECRAFT, ActionCodec
+from pipelines.command import command_line
 from pipelines.schema import DataError
 
 FPS = 20.0  # of the recordings the nets were trained on
@@ -194,12 +195,10 @@ def convert(model_path, weights_path, folder, spec=MINECRAFT):
     """Writes the net as a hub folder (`pipelines.checkpoint`) and returns the LoadReport."""
     release = build(model_path, weights_path, spec)
     files = {Path(path).name: checkpoint.file_sha256(path) for path in (model_path, weights_path)}
-    card = "\n".join([
-        f"# {Path(weights_path).stem}", "",
-        "A network of the VPT release (arXiv:2206.11795), converted from its own files:", "",
-        *(f"- `{name}` sha256 `{digest}`" for name, digest in files.items()), "",
-        "```", str(release.report), "```",
-    ])  # fmt: skip
+    lead = "A network of the VPT release (arXiv:2206.11795), converted from its own files.\n\n"
+    lead += f"```\n{release.report}\n```"
+    kind = "inverse-dynamics" if isinstance(release.net, VptInverseDynamics) else "policy"
+    text = card.render(Path(weights_path).stem, kind, lead, {"sha256 of the files": files}, command_line())
     extras = {"actions": spec, "size": release.net.frame_shape[:2], "fps": FPS, "source_sha256": files}
-    checkpoint.save(folder, release.config, release.net, extras, card)
+    checkpoint.save(folder, release.config, release.net, extras, text)
     return release.report

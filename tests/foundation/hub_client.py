@@ -1,0 +1,55 @@
+"""A process that loads models: huggingface_hub reads its environment once, so each environment is a process.
+
+Reads one JSON {"where": address} per line and answers {"sha256", "origin"} of the model, or {"error": message}.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+from pipelines.schema import DataError
+
+
+class Client:
+    """`with Client(HF_ENDPOINT=..., HF_HOME=...) as client: client.load("owner/name")`"""
+
+    def __init__(self, **environment):
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+        quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**clean, **quiet, "PYTHONPATH": os.getcwd(), **environment},
+        )  # fmt: skip
+
+    def load(self, where):
+        """The answer for an address; DataError if that is what the process got."""
+        self.process.stdin.write(json.dumps({"where": str(where)}) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        if "error" in answer:
+            raise DataError(answer["error"])
+        return answer
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def serve():
+    from foundation import hub
+
+    for text in sys.stdin:
+        try:
+            bundle = hub.load(json.loads(text)["where"])
+            answer = {"sha256": bundle.sha256, "origin": bundle.origin}
+        except DataError as error:
+            answer = {"error": str(error)}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
