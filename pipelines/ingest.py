@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from pipelines import manifest as disk
-from pipelines import workers
+from pipelines import storage, workers
 from pipelines.clips import ClipSettings
 from pipelines.command import command, write_summary
 from pipelines.contractor import ContractorOptions
@@ -37,7 +37,9 @@ def main(cfg):
     job = replace(job, root=root)
     units = find_units(job, paths, Path(cfg.logs).absolute() if cfg.logs else None)[: cfg.limit]
     claim(job)
-    records = work(job, units[cfg.rank :: cfg.world_size], cfg)
+    mine = units[cfg.rank :: cfg.world_size]
+    records = work(job, mine, cfg)
+    check_there(job, mine)
     write_rejected(job, units)
     summary = summarise(records, time.monotonic() - start)
     report(job, summary)
@@ -71,8 +73,8 @@ def make_job(cfg):
         raise DataError(f"min_frames={cfg.min_frames} must be in 1..clip_frames={cfg.clip_frames}")
     values = {f.name: cfg[f.name] for f in fields(ClipSettings)}
     return Job(
-        Path("."), Path(cfg.out), ClipSettings(**{**values, "size": size}), ContractorOptions(**cfg.contractor),
-        cfg.actions, cfg.samples_per_shard, cfg.retry,
+        Path("."), storage.local(cfg.out, "out"), ClipSettings(**{**values, "size": size}),
+        ContractorOptions(**cfg.contractor), cfg.actions, cfg.samples_per_shard, cfg.retry,
     )  # fmt: skip
 
 
@@ -84,13 +86,12 @@ def claim(job):
     except OSError as error:
         raise DataError(f"cannot make the folder {job.out} ({error.strerror}); choose another out=") from error
     settings = {"fingerprint": job.fingerprint(), "settings": job.settings()}
-    if path.exists():
-        old = disk.read_json(path)
-        if old.get("fingerprint") != settings["fingerprint"]:
-            changed = differences(old.get("settings", {}), json.loads(disk.to_json(settings["settings"])))
-            raise DataError(f"{job.out} was made with other settings ({'; '.join(changed)}); choose another out=")
-        return
-    disk.write_atomic(path, disk.to_json(settings))
+    if not path.exists():
+        disk.write_once(path, disk.to_json(settings))
+    old = disk.read_json(path)
+    if old.get("fingerprint") != settings["fingerprint"]:
+        changed = differences(old.get("settings", {}), json.loads(disk.to_json(settings["settings"])))
+        raise DataError(f"{job.out} was made with other settings ({'; '.join(changed)}); choose another out=")
 
 
 def differences(old, new, prefix=""):
@@ -126,9 +127,29 @@ def work(job, units, cfg):
 
 def write_rejected(job, units):
     """`rejected.jsonl`: one line per rejected file, of all ranks that are done; the same whoever writes last."""
+    lines, written = rejected_lines(job, units), None
+    while lines != written:  # a rank that has finished since must not be overwritten by what was read before
+        disk.write_atomic(job.out / "rejected.jsonl", lines)
+        lines, written = rejected_lines(job, units), lines
+
+
+def rejected_lines(job, units):
     records = [record for unit in units if (record := read_record(job, unit))]
-    lines = [disk.to_json(rejection) for record in records for rejection in record["rejected"]]
-    disk.write_atomic(job.out / "rejected.jsonl", b"".join(lines))
+    return b"".join(disk.to_json(rejection) for record in records for rejection in record["rejected"])
+
+
+def check_there(job, units):
+    """DataError if what this run has made or found is gone again: somebody deleted the folder while it ran, say."""
+    names, gone = {path.name for path in job.out.glob("*.json")}, 0
+    for unit in units:
+        record = read_record(job, unit)
+        parts = range(record["shards"] if record else 0)
+        gone += record is None or any(f"clips-{unit.hash}-{part:05d}.json" not in names for part in parts)
+    if gone or "dataset.json" not in names:
+        raise DataError(
+            f"{job.out} was changed while it was written: {gone} of {len(units)} videos have lost their record or"
+            " shards; run the same command again, it makes what is missing"
+        )
 
 
 def summarise(records, seconds):

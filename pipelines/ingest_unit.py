@@ -23,13 +23,13 @@ RETRIED = {"crash", "timeout", "error"}  # may be the machine's fault: tried aga
 def process(task):
     """(Job, Unit) -> record of the unit: a dict that says what came of it; written to disk as well."""
     job, unit = task
-    old = read_record(job, unit)
-    if old and reusable(job, unit, old) and old["files"] == identity(unit):
+    old, files = read_record(job, unit), identity(unit)  # before reading: a file may change while it is read
+    if old and stands(job, unit, old, files):
         return {**old, "skipped": True}
     videos, logs = ([sha256_or_none(path) for path in paths] for paths in (unit.videos, unit.logs))
     work = digest(job.fingerprint(), unit.name, unit.duplicate_of, videos, logs)[:16]
     if old and old["unit"] == work and reusable(job, unit, old):
-        return {**write_record(job, unit, {**old, "files": identity(unit)}), "skipped": True}
+        return {**write_record(job, unit, {**old, "files": files}), "skipped": True}
     source = videos[0] if len(videos) == 1 else digest(videos)  # a session's pieces are one source
     timeline = UnitTimeline(job, unit, source or "")
     with ShardWriter(
@@ -40,7 +40,8 @@ def process(task):
         for video, log in zip(unit.videos, unit.logs, strict=True):
             if not unit.duplicate_of:
                 timeline.add(video, log, writer)
-    return write_record(job, unit, blank_record(unit, unit=work, shards=len(writer.committed), **timeline.total))
+    outcome = {"unit": work, "fingerprint": job.fingerprint(), "shards": len(writer.committed), **timeline.total}
+    return write_record(job, unit, blank_record(unit, files, outcome))
 
 
 def digest(*values):
@@ -151,17 +152,25 @@ def record_path(job, unit):
 
 
 def read_record(job, unit):
+    """The record of a unit; None where there is none, or a damaged one."""
     try:
-        return disk.read_json(record_path(job, unit))
+        record = disk.read_json(record_path(job, unit))
     except (OSError, DataError):
         return None
+    known = isinstance(record, dict) and {"unit", "files", "rejected", "shards", "videos"} <= record.keys()
+    return {"fingerprint": "", **record} if known else None  # earlier versions wrote no fingerprint
 
 
 def write_record(job, unit, record):
     path = record_path(job, unit)
     path.parent.mkdir(parents=True, exist_ok=True)
-    disk.write_atomic(path, disk.to_json(record))
+    disk.write_atomic(path, disk.sealed(record))
     return record
+
+
+def stands(job, unit, record, files):
+    """Whether a record is of these settings and files, by size and time, and need not be made again."""
+    return record["fingerprint"] == job.fingerprint() and record["files"] == files and reusable(job, unit, record)
 
 
 def reusable(job, unit, record):
@@ -173,15 +182,18 @@ def reusable(job, unit, record):
 
 
 def failed_record(job, unit, failure):
-    """Record of a unit whose worker crashed, hung or met an unforeseen error."""
+    """Record of a unit whose worker crashed, hung or met an unforeseen error; a racing worker may have had success."""
+    old, files = read_record(job, unit), identity(unit)
+    if old and stands(job, unit, old, files):
+        return {**old, "skipped": True}
     rejected = [{"file": job.shown(unit.videos[0]), "code": failure.code, "detail": failure.detail, "frames": 0}]
-    return write_record(job, unit, blank_record(unit, rejected=rejected))
+    return write_record(job, unit, blank_record(unit, files, {"rejected": rejected}))
 
 
-def blank_record(unit, /, **values):
-    """Record of a unit without outcome, overridden by `values`."""
+def blank_record(unit, files, outcome):
+    """Record of a unit that was made of `files` (its `identity` by then); without `outcome` it has none."""
     return {
-        "unit": "", "source": unit.name.encode("utf-8", "replace").decode(), "files": identity(unit),
+        "unit": "", "fingerprint": "", "source": unit.name.encode("utf-8", "replace").decode(), "files": files,
         "videos": len(unit.videos), "bytes": unit.bytes,
-        "clips": 0, "frames": 0, "dropped": 0, "notes": {}, "rejected": [], "shards": 0, **values,
+        "clips": 0, "frames": 0, "dropped": 0, "notes": {}, "rejected": [], "shards": 0, **outcome,
     }  # fmt: skip

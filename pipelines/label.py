@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -18,12 +19,12 @@ import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from pipelines import gc
+from pipelines import gc, storage
 from pipelines import manifest as disk
 from pipelines.command import command
 from pipelines.labeller import ClipError, Labeller, Settings
 from pipelines.schema import DataError
-from pipelines.shards import Shards, ShardWriter
+from pipelines.shards import ShardError, Shards, ShardWriter
 
 log = logging.getLogger(__name__)
 FACTS = "labeller.json"  # in `out`: what made the labels there
@@ -52,7 +53,7 @@ def main(cfg):
         return {**counts(units, cfg.out), "label/ranks_to_run": to_run(units, cfg)}
     claim(cfg.out, labeller.facts(), cfg.overwrite)
     start, before = time.monotonic(), counts(mine, cfg.out)
-    lost = label_units(cfg, missing, labeller)
+    lost, damaged = label_units(cfg, missing, labeller)
     seconds = time.monotonic() - start
     summary = counts(mine, cfg.out)
     labelled = summary["label/frames"] - before["label/frames"]
@@ -60,7 +61,9 @@ def main(cfg):
     summary["label/frames_per_second"] = labelled / seconds if labelled else float("nan")
     summary |= {"label/labeller": labeller.bundle.sha256, "label/fingerprint": labeller.fingerprint()}
     summary["label/rejected"] += len(lost)
+    summary["label/damaged_shards"] = len(damaged) + shards.set_aside["shards"]
     finish(cfg, mine, lost, summary)
+    check_there(cfg.out, mine, {row["shard"] for row in lost} | set(damaged))
     return summary
 
 
@@ -70,16 +73,22 @@ def open_inputs(cfg):
         raise DataError(f"rank={cfg.rank} with world_size={cfg.world_size}: expected 0 <= rank < world_size")
     if cfg.workers < 1:
         raise DataError(f"workers={cfg.workers}: expected at least 1")
-    if Path(cfg.out).resolve() == Path(cfg.clips).resolve():
+    out = storage.local(cfg.out, "out")
+    if not storage.is_remote(cfg.clips) and out.resolve() == Path(cfg.clips).resolve():
         raise DataError("out= is the folder of the clips; label shards need a folder of their own")
     set_threads(cfg)
-    shards = Shards(cfg.clips)
+    shards = open_clips(cfg)
     if not shards.entries:
         raise DataError(f"{cfg.clips} holds no clips; make some with `python -m pipelines.ingest`")
     labeller = make_labeller(cfg)
     labeller.check_fits(shards)
     labeller.gate(cfg.allow_unlabelled_keys)
     return shards, labeller
+
+
+def open_clips(cfg):
+    """The clips. Checksums are compared shard by shard, just before a shard is labelled."""
+    return Shards(cfg.clips, verify=False, on_damage=cfg.on_damage)
 
 
 def make_labeller(cfg):
@@ -116,27 +125,44 @@ def short(value):
 
 
 def label_units(cfg, units, labeller):
-    """Labels units one after another, or over `workers` processes -> clips of units of which no clip could be read."""
-    total, workers, lost = sum(unit.frames for unit in units), min(cfg.workers, len(units)), []
+    """Labels units one after another, or over `workers` processes.
+
+    Returns the clips of units of which no clip could be read, and the shards that are damaged.
+    """
+    total, workers, lost, damaged = sum(unit.frames for unit in units), min(cfg.workers, len(units)), [], []
     with tqdm(total=total, unit="frames", unit_scale=True, desc="labelling", disable=None) as bar:
         if workers > 1:
             return label_in_processes(cfg, units, workers, bar)
-        shards = Shards(cfg.clips)
-        for unit in units:
-            lost += label_unit(shards, unit, labeller, cfg.out, bar.update)
-    return lost
+        label_each(cfg, units, labeller, {"frames": bar.update, "lost": lost.extend, "damaged": damaged.append})
+    return lost, damaged
+
+
+def label_each(cfg, units, labeller, tell):
+    """Labels units; tell: {"frames": f(n), "lost": f(rejected clips), "damaged": f(shard)}."""
+    shards = open_clips(cfg)
+    for unit in units:
+        try:
+            shards.check(unit.shard)
+            tell["lost"](label_unit(shards, unit, labeller, cfg.out, tell["frames"]))
+        except ShardError as error:  # its unit stays open: once the shard is repaired, the same command labels it
+            if cfg.on_damage == "stop":
+                raise
+            log.warning("set aside: %s", error)
+            tell["damaged"](unit.shard)
 
 
 def label_in_processes(cfg, units, workers, bar):
     """Each process takes every `workers`-th unit; units are committed one by one, so a failure loses only open ones."""
     context = torch.multiprocessing.get_context("spawn")
-    plain, readers, processes, lost, errors = OmegaConf.to_container(cfg, resolve=True), [], [], [], []
+    plain, readers, processes = OmegaConf.to_container(cfg, resolve=True), [], []
+    lost, damaged, errors = [], [], []
     for i in range(workers):
         reader, writer = context.Pipe(duplex=False)  # one each: a killed process must not hold a lock of the others
         processes.append(context.Process(target=work, args=(plain, units[i::workers], writer), daemon=True))
         processes[-1].start()
         writer.close()
         readers.append(reader)
+    take = {"frames": bar.update, "lost": lost.extend, "damaged": damaged.append, "error": errors.append}
     while readers:
         for reader in wait(readers):
             try:
@@ -144,27 +170,30 @@ def label_in_processes(cfg, units, workers, bar):
             except EOFError:
                 readers.remove(reader)
                 continue
-            {"frames": bar.update, "lost": lost.extend, "error": errors.append}[kind](value)
+            take[kind](value)
     for process in processes:
         process.join()
     codes = [process.exitcode for process in processes if process.exitcode]
     if codes:
         reason = errors[0] if errors else f"exit codes {codes}"
         raise DataError(f"{len(codes)} of {workers} processes ended early ({reason}); the same command continues")
-    return lost
+    return lost, damaged
 
 
 def work(plain, units, pipe):
-    """Body of a worker process: sends ("frames", n), ("lost", rejected clips) and, if it fails, ("error", message)."""
+    """Body of a worker process: sends what `label_each` tells and, if it fails, ("error", message)."""
     cfg = OmegaConf.create(plain)
     set_threads(cfg)
     try:
-        shards, labeller = Shards(cfg.clips), make_labeller(cfg)
-        for unit in units:
-            pipe.send(("lost", label_unit(shards, unit, labeller, cfg.out, lambda n: pipe.send(("frames", n)))))
+        tell = {kind: partial(send, pipe, kind) for kind in ("frames", "lost", "damaged")}
+        label_each(cfg, units, make_labeller(cfg), tell)
     except DataError as error:
         pipe.send(("error", str(error)))
         raise SystemExit(1) from error
+
+
+def send(pipe, kind, value):
+    pipe.send((kind, value))
 
 
 def set_threads(cfg):
@@ -177,7 +206,7 @@ def label_unit(shards, unit, labeller, out, progress=None):
 
     If none can be read there is nothing to write: they are returned, and the unit stays open.
     """
-    entries, rejected = [entry for entry in shards.entries if entry.shard == unit.shard], []
+    entries, rejected = shards.in_shard(unit.shard), []
     facts = {"unit": unit.id, "fingerprint": labeller.fingerprint(), "counts": {"rejected": rejected}}
     with ShardWriter(out, unit.prefix, PER_TAR, **facts) as writer:
         for item in labeller.label_shard(shards, entries, progress):
@@ -204,6 +233,16 @@ def counts(units, out):
 
 def rejects(parts):
     return [row for part in parts if part["part"] == 0 for row in part["counts"].get("rejected", ())]
+
+
+def check_there(out, units, excused):
+    """DataError if labels are gone that this run has made or found: somebody deleted the folder while it ran, say."""
+    gone = [u for u in units if u.shard not in excused and disk.finished(out, u.prefix, u.id) is None]
+    if gone:
+        raise DataError(
+            f"{out} was changed while it was written: the labels of {len(gone)} of {len(units)} shards are gone; run"
+            " the same command again, it makes what is missing"
+        )
 
 
 def to_run(units, cfg):

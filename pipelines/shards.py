@@ -119,6 +119,11 @@ class Shards:
         except KeyError:
             raise DataError(f"no sample {key!r} in {self.root} ({len(self)} samples)") from None
 
+    def in_shard(self, file):
+        """Entries of one shard."""
+        keys = (entry["key"] for entry in self._by_file[file]["entries"])
+        return [self._by_key[key] for key in keys if key in self._by_key]
+
     def __contains__(self, key):
         return key in self._by_key
 

@@ -1,5 +1,6 @@
 """Shards -> batches for the pretraining methods, as one LightningDataModule."""
 
+from collections import Counter
 from pathlib import Path
 
 import lightning as L
@@ -25,26 +26,29 @@ FEATURES = {  # what batches hold instead of frames: arguments of FeatureStore
 class ShardData(L.LightningDataModule):
     """Windows of trajectory shards in an order that depends on (seed, step) alone.
 
-    train, validation: shard folders; keep: list of clip keys by `pipelines.filter`; labels: label shards joined to
-    `train` by key; carry: lanes whose windows continue (for policies with memory) instead of shuffled windows;
+    train, validation: folders of shards, here or at an fsspec address; keep: list of clip keys by `pipelines.filter`;
+    labels: label shards joined to `train` by key; on_damage: "stop", or "set_aside" = leave out damaged shards;
+    carry: lanes whose windows continue (for policies with memory) instead of shuffled windows;
     features: "frames", or what is computed of them once, in `setup`, with the trainer's network: "cached" = outputs of
     the frozen encoder, "stem" = what the network computes without parameters.
     """
 
     def __init__(self, train, keep, validation, labels, length, stride, carry, nulls, targets, augment, features,
-                 batch_size, workers, cache_gb, hours, steps, seed):  # fmt: skip
+                 batch_size, workers, cache_gb, hours, on_damage, steps, seed):  # fmt: skip
         super().__init__()
         if features not in FEATURES:
             raise DataError(f"data.features={features!r}: expected one of {list(FEATURES)}")
         self.features, self.cache_gb = FEATURES[features], cache_gb
         self.batch_size, self.workers, self.steps, self.seed, self.carry = batch_size, workers, steps, seed, carry
-        self.shards = Kept(train, keep) if keep else open_shards(train, "data.train")
-        self.spec, self.size, self.fps = facts(self.shards, open_shards(labels, "data.labels") if labels else None)
+        self.on_damage, self.set_aside = on_damage, Counter()
+        self.shards = self._open(train, "data.train", keep)
+        labels = self._open(labels, "data.labels") if labels else None
+        self.spec, self.size, self.fps = facts(self.shards, labels)
         self.codec = ActionCodec(self.spec)
         self.window = {"codec": self.codec, "length": length, "seed": seed}
         self.window["input_key"] = schema.FEATURES if self.features else schema.OBSERVATION
         limit = None if hours is None else round(hours * 3600 * self.fps)
-        tracks = load_tracks(self.shards, Shards(labels) if labels else None, limit)
+        tracks = load_tracks(self.shards, labels, limit)
         self.frames = sum(map(len, tracks))
         self.tracks = [handle_nulls(t, self.codec, nulls) for t in tracks]
         self.dataset = WindowDataset(
@@ -53,8 +57,17 @@ class ShardData(L.LightningDataModule):
         )  # fmt: skip
         self.validation = self._validation(validation, nulls) if validation else None
 
+    def _open(self, root, what, keep=None):
+        """Shards; what is damaged is counted in `set_aside`, {"data/set_aside_shards": n, ...}."""
+        if not root:
+            raise DataError(f"{what} is not set; give a folder of shards (python -m pipelines.ingest makes them)")
+        options = {"on_damage": self.on_damage}
+        shards = Kept(root, keep, **options) if keep else Shards(root, **options)
+        self.set_aside.update({f"data/set_aside_{name}": n for name, n in shards.set_aside.items() if n})
+        return shards
+
     def _validation(self, root, nulls):
-        shards = open_shards(root, "data.validation")
+        shards = self._open(root, "data.validation")
         spec, size, _ = facts(shards, None)
         if (spec, size) != (self.spec, self.size):
             raise DataError(
@@ -100,12 +113,6 @@ class ShardData(L.LightningDataModule):
 def spread(n, at_most):
     """At most `at_most` indices, evenly spread over range(n)."""
     return np.unique(np.linspace(0, n - 1, min(n, at_most)).round().astype(int)).tolist()
-
-
-def open_shards(root, what):
-    if not root:
-        raise DataError(f"{what} is not set; give a folder of shards (python -m pipelines.ingest makes them)")
-    return Shards(root)
 
 
 def facts(shards, labels):
