@@ -45,7 +45,7 @@ def main(cfg):
     if not trainer.is_global_zero:
         return {}
     trainer.logger.save()
-    summary = {"frames/train": data.frames, "steps": trainer.global_step, "parameters": count(net)}
+    summary = {"frames/train": data.frames, "steps": trainer.global_step, "parameters": count(net), **data.set_aside}
     measured = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
     summary |= measured or earlier(folder)
     scores, statistics = task.report(data.validation, folder, data.fps) if data.validation else ({}, {})
