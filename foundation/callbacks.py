@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from tqdm import tqdm
 
 from foundation.rollout import Episode
+from pipelines.command import first_process
 
 
 def csv_logger(folder, every=1, resumed_step=0):
@@ -22,7 +23,8 @@ def csv_logger(folder, every=1, resumed_step=0):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Experiment logs directory")
         logger = CSVLogger(str(folder), name="", version="", flush_logs_every_n_steps=every)
-        logger.experiment.metrics.extend(kept)  # Lightning starts the file anew; these rows are written first
+        if first_process():
+            logger.experiment.metrics.extend(kept)  # Lightning starts the file anew; these rows are written first
     return logger
 
 

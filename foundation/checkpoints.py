@@ -155,7 +155,8 @@ def check_same_run(path, config, world_size):
             " would change; use as many as before, or resume=never to start again"
         )
     before, now = flat(written["config"]), flat(config)
-    differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    both = sorted(before.keys() & now.keys())  # an option that another version did not have stands at its default
+    differing = [name for name in both if before[name] != now[name]]
     differing = [name for name in differing if not free(name, before)]
     if differing:
         changes = "; ".join(f"{n}: {before.get(n)} then, {now.get(n)} now" for n in differing[:6])

@@ -108,13 +108,21 @@ def execute(function, cfg):
     """Runs `function(cfg)` in its run directory and writes `config.yaml`, `machine.json` and `summary.json` there."""
     start = time.monotonic()
     folder = run_folder(cfg)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    (folder / "machine.json").write_text(json.dumps({"command": command_line(), **machine()}, indent=1) + "\n")
+    if first_process():
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        (folder / "machine.json").write_text(json.dumps({"command": command_line(), **machine()}, indent=1) + "\n")
     summary = dict(function(cfg) or {})
+    if not first_process():
+        return summary
     summary["minutes"] = round((time.monotonic() - start) / 60, 3)
     write_summary(folder / "summary.json", summary)
     log.info("summary: %s", folder / "summary.json")
     return summary
+
+
+def first_process():
+    """Whether this is the one of several training processes that writes; ranks as torchrun, Lightning and Slurm say."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def run_folder(cfg):
@@ -124,7 +132,7 @@ def run_folder(cfg):
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another rank may have been here
     except OSError as error:
         reason = f"cannot be written ({error.strerror}); set run.dir=<folder>"
         raise DataError(f"the output folder {folder} {reason}") from error
