@@ -11,8 +11,9 @@ import numpy as np
 from pipelines import schema
 from pipelines.pixels import Encoder, Resizer, frame_rate, luma_array
 from pipelines.recordings import LogError, aggregate
-from pipelines.video import MAX_PIXELS, VideoError, decode, frame_notes, losses, probe, scan
+from pipelines.video import MAX_FRAMES, MAX_PIXELS, VideoError, decode, frame_notes, losses, probe, scan
 
+MAX_FPS = 10_000  # a file that claims more has broken time stamps
 FROZEN_LEVELS = 0.25  # mean absolute brightness change, of 255, below which two frames count as the same picture
 
 
@@ -90,7 +91,7 @@ def plan(table, fps, log=None):
     With `fps="source"`, frames of evenly timed files map one to one, and so do frames with an action log, which has
     one line per frame. Uneven files without a log are put on an even grid at their median rate.
     """
-    source_fps, even = table.mean_fps, "vfr" not in table.notes
+    source_fps, even = source_rate(table), "vfr" not in table.notes
     if fps == "source":
         fps = source_fps
         one_to_one = even or log is not None
@@ -110,9 +111,18 @@ def plan(table, fps, log=None):
     return Timeline(rows, float(frame_rate(fps)), stride)
 
 
+def source_rate(table):
+    """Frames per second of the file; VideoError where they cannot be."""
+    if not 1e-3 < table.mean_fps < MAX_FPS:
+        raise VideoError("timestamps", f"{table.mean_fps:g} frames/s by its time stamps; remux the file first")
+    return table.mean_fps
+
+
 def nearest(table, fps):
     """int64 [n]: for each tick of an even grid from the first frame on, the frame nearest in time."""
     seconds = (table.pts - table.pts[0]) * float(table.time_base)  # t
+    if seconds[-1] * fps > MAX_FRAMES:  # two frames a year apart would be repeated until the disk is full
+        raise VideoError("too_long", f"{seconds[-1]:.0f} s at {fps:g} frames/s are more than {MAX_FRAMES} frames")
     ticks = np.arange(int(seconds[-1] * fps + 1e-6) + 1) / fps
     right = np.searchsorted(seconds, ticks).clip(1, max(1, len(seconds) - 1))
     if len(seconds) == 1:

@@ -14,12 +14,15 @@ import numpy as np
 from pipelines.schema import DataError
 from pipelines.video import FrameMismatch, VideoError, av, clean_frames, label, opened
 
+MAX_DECODED_BYTES = 4 << 30  # of one call
 SEEK_TRIES = 3  # earlier key frames to try before decoding from the start
 SEEKABLE = ("mov,mp4", "matroska")
 
 
 class Reader:
     """Base: checks indices, decodes each wanted frame once, returns them in the order asked for."""
+
+    expected = None  # (h, w) that every frame must have, or None
 
     def __init__(self, source, table, resizer):
         self.source, self.table, self.resizer = source, table, resizer
@@ -36,7 +39,11 @@ class Reader:
         wanted, back = np.unique(indices, return_inverse=True)
         out = None
         for row, image in enumerate(self.images(wanted)):
+            if self.expected not in (None, image.shape[:2]):
+                height, width = image.shape[:2]
+                raise VideoError("size_change", f"{label(self.source)} shows {height}x{width}, its header less or more")
             if out is None:
+                check_bytes(len(wanted) * image.nbytes, self.source)
                 out = np.empty((len(wanted), *image.shape), np.uint8)
             if image.shape != out.shape[1:]:
                 raise VideoError("size_change", f"frame size changes inside {label(self.source)}; pass size=(h, w)")
@@ -61,6 +68,12 @@ class Reader:
 
     def __reduce__(self):
         raise TypeError("a reader holds an open decoder; open it inside the worker instead of sending it there")
+
+
+def check_bytes(size, source):
+    """DataError for more frames at once than anyone needs; a clip of a thousand bytes may promise them."""
+    if size > MAX_DECODED_BYTES:
+        raise DataError(f"{size} bytes of frames of {label(source)} at once are too many ({MAX_DECODED_BYTES} at most)")
 
 
 class PyavReader(Reader):

@@ -24,7 +24,7 @@ from pipelines.command import command
 from pipelines.filter_examples import collect
 from pipelines.schema import VIDEO, DataError
 from pipelines.shards import Shards
-from pipelines.video import open_reader
+from pipelines.video import open_clip
 
 log = logging.getLogger("foundation-policy")
 
@@ -85,7 +85,7 @@ def judge(shards, entry, embed, classifier, every, rules):
     start, stop = entry.meta["frames"]
     source = entry.meta.get("source", "")
     try:
-        frames = open_reader(shards.read(entry.key, VIDEO)).frames(range(0, stop - start, every))
+        frames = open_clip(shards.read(entry.key, VIDEO), entry.meta).frames(range(0, stop - start, every))
     except DataError as error:
         return Decision(entry.key, False, getattr(error, "code", "unreadable"), None, None, [], source)
     keep, score, flagged, runs = decide(classifier.scores(embed(frames)), every, stop - start, rules)

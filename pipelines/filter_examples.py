@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 from pipelines.contaminate import ARTIFACTS, contaminate
 from pipelines.schema import VIDEO, DataError
 from pipelines.shards import Shards
-from pipelines.video import open_reader
+from pipelines.video import open_clip
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LABELS = {"clean": False, "artifact": True}
@@ -75,7 +75,7 @@ def read_image(path):
 def read_clip(shards, entry, every, span=None):
     """Every `every`-th frame of a clip, or of its frames [start, stop) -> uint8 [t h w c]."""
     start, stop = span or (0, entry.meta["frames"][1] - entry.meta["frames"][0])
-    return open_reader(shards.read(entry.key, VIDEO)).frames(range(start, stop, every))
+    return open_clip(shards.read(entry.key, VIDEO), entry.meta).frames(range(start, stop, every))
 
 
 def draw_over(frames, seed):

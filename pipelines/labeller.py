@@ -17,7 +17,7 @@ from pipelines import checkpoint, schema
 from pipelines.actions import ActionCodec, spec_from
 from pipelines.schema import DataError, SampleMeta
 from pipelines.storage import ShardError
-from pipelines.video import open_reader
+from pipelines.video import open_clip
 from pipelines.windows import PRECISIONS, label_run, prepare
 
 log = logging.getLogger(__name__)
@@ -229,14 +229,9 @@ class RunFrames:
 
     def _decode(self, entry, length):
         try:
-            with open_reader(self.shards.read(entry.key, schema.VIDEO)) as reader:
-                if len(reader.table) != length:
-                    raise DataError(f"video has {len(reader.table)} frames, its metadata says {length}")
-                frames = reader.frames(np.arange(length))
+            with open_clip(self.shards.read(entry.key, schema.VIDEO), entry.meta) as reader:
+                return reader.frames(np.arange(length))
         except ShardError:  # not the clip's fault: if the shard is repaired, the clip is labelled after all
             raise
         except DataError as error:
             raise ClipError(entry.key, str(error)) from error
-        if frames.shape[1:3] != tuple(self.size):
-            raise ClipError(entry.key, f"video is {frames.shape[1]}x{frames.shape[2]}, its metadata says otherwise")
-        return frames

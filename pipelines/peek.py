@@ -15,7 +15,7 @@ from pipelines import gc, schema, tars
 from pipelines.command import command
 from pipelines.schema import DataError
 from pipelines.shards import Shards
-from pipelines.video import open_reader
+from pipelines.video import open_clip
 
 log = logging.getLogger("foundation-policy")
 
@@ -122,7 +122,8 @@ def contact_sheet(shards, entries, columns):
     rows = []
     for entry in entries:
         indices = np.linspace(0, length(entry.meta) - 1, columns).round().astype(int)
-        rows.append(np.concatenate(list(open_reader(shards.read(entry.key, schema.VIDEO)).frames(indices)), axis=1))
+        reader = open_clip(shards.read(entry.key, schema.VIDEO), entry.meta)
+        rows.append(np.concatenate(list(reader.frames(indices)), axis=1))
     width = min(row.shape[1] for row in rows)
     return np.concatenate([row[:, :width] for row in rows])
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 from pipelines import schema
 from pipelines.schema import DataError
-from pipelines.video import open_reader
+from pipelines.video import open_clip
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class FrameStore:
         entry = self.shards.entry(clip)
         n = entry.meta["frames"][1] - entry.meta["frames"][0]
         size = n * entry.meta["height"] * entry.meta["width"] * 3
-        reader = open_reader(self.shards.read(clip, schema.VIDEO))
+        reader = open_clip(self.shards.read(clip, schema.VIDEO), entry.meta)
         if size > self.budget:
             return reader.frames(rows)
         self.budget -= size

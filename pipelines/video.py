@@ -7,7 +7,6 @@ a key frame, decode forward and check each frame they return against the table.
 `scan` makes the table from packet headers (fast), `probe` by decoding everything (sees damage), `decode` streams.
 """
 
-import io
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,16 +16,18 @@ from pathlib import Path
 import av
 import numpy as np
 
+from pipelines import containers
 from pipelines.pixels import Encoder, Resizer, encode, resize_frames, upright_size
 from pipelines.schema import DataError
 
 __all__ = [
     "Encoder", "FrameMismatch", "Resizer", "VideoError", "VideoTable",
-    "decode", "encode", "open_reader", "probe", "resize_frames", "scan",
+    "decode", "encode", "open_clip", "open_reader", "probe", "resize_frames", "scan",
 ]
 
 av.logging.set_level(None)  # the demuxers' complaints come back as typed errors and notes
 MAX_PIXELS = 3840 * 2160
+MAX_FRAMES = 1 << 22  # of one file: 19 hours at 60 frames/s
 HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # values of the H.273 transfer characteristics field
 
 
@@ -79,7 +80,7 @@ class VideoTable:
 def opened(source, max_pixels=MAX_PIXELS):
     """Yields (container, video stream) of a path or bytes; every failure is a VideoError."""
     try:
-        container = av.open(address(source), metadata_errors="ignore")
+        container = containers.open_video(source)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise VideoError("unreadable", f"no demuxer opens {label(source)} ({reason(error)})") from error
     try:
@@ -93,17 +94,6 @@ def opened(source, max_pixels=MAX_PIXELS):
         yield container, stream
     finally:
         container.close()
-
-
-def address(source):
-    """What av.open takes for bytes or a path. The explicit protocol keeps a file called `http:x.mp4` a file."""
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return io.BytesIO(source)
-    try:
-        str(source).encode()
-    except UnicodeEncodeError:  # a name that is no UTF-8
-        return open(source, "rb")  # closed with the container
-    return f"file:{Path(source)}"
 
 
 def check_header(stream, name, max_pixels):
@@ -136,6 +126,8 @@ def scan(source, max_pixels=MAX_PIXELS):
                 if packet.size == 0:
                     continue
                 seen += 1
+                if seen > MAX_FRAMES:
+                    raise VideoError("too_long", f"{label(source)} has more than {MAX_FRAMES} frames; cut it up first")
                 if not packet.is_discard and not packet.is_corrupt:
                     entries.append((packet.pts, packet.is_keyframe))
         except (av.error.FFmpegError, OSError):
@@ -304,3 +296,16 @@ def open_reader(source, table=None, decoder="pyav", size=None, interpolation="bi
     if decoder not in READERS:
         raise DataError(f"decoder is one of {sorted(READERS)}, got {decoder!r}")
     return READERS[decoder](source, table or scan(source), Resizer(size, interpolation))
+
+
+def open_clip(data, meta):
+    """Reader of a stored clip; VideoError where the video is not what its metadata say, before frames are allocated."""
+    reader = open_reader(data)
+    length, size = meta["frames"][1] - meta["frames"][0], (meta["height"], meta["width"])
+    found = f"{reader.table.height}x{reader.table.width}"
+    if len(reader.table) != length:
+        raise VideoError("mismatch", f"video has {len(reader.table)} frames, its metadata says {length}")
+    if (reader.table.height, reader.table.width) != size:
+        raise VideoError("mismatch", f"video is {found}, its metadata says {size[0]}x{size[1]}")
+    reader.expected = size
+    return reader
