@@ -4,6 +4,7 @@ import ctypes
 import logging
 import sys
 import warnings
+from contextlib import contextmanager
 
 import lightning as L
 import torch
@@ -19,31 +20,38 @@ def make_trainer(settings, folder, callbacks_, max_steps, resumed_step=0, **opti
     """
     keep_memory()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    return L.Trainer(
-        **{
-            **slurm.trainer_settings(settings),
-            "max_steps": max_steps,
-            "max_epochs": -1,
-            "num_sanity_val_steps": 0,
-            "use_distributed_sampler": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "enable_checkpointing": False,
-            "logger": callbacks.csv_logger(folder, 20, resumed_step),
-            "callbacks": callbacks_,
-            "default_root_dir": folder,
-            **options,
-        }
-    )
+    with quiet():
+        return L.Trainer(
+            **{
+                **slurm.trainer_settings(settings),
+                "max_steps": max_steps,
+                "max_epochs": -1,
+                "num_sanity_val_steps": 0,
+                "use_distributed_sampler": False,
+                "enable_progress_bar": False,
+                "enable_model_summary": False,
+                "enable_checkpointing": False,
+                "logger": callbacks.csv_logger(folder, 20, resumed_step),
+                "callbacks": callbacks_,
+                "default_root_dir": folder,
+                **options,
+            }
+        )
 
 
 def fit_from(trainer, module, data, start):
-    """`trainer.fit` from the checkpoint `start` (None: the beginning), without advice that does not apply here."""
-    with warnings.catch_warnings():
-        # our data know their place by the step alone, so resuming inside an epoch is exact
-        expected = "many workers|has `__len__`|in eval mode|LeafSpec|weights_only|srun|not resumable|ranks is zero"
-        warnings.filterwarnings("ignore", message=f"(?s).*({expected}).*")
+    """`trainer.fit` from the checkpoint `start`; None: from the beginning."""
+    with quiet():
         trainer.fit(module, data, ckpt_path=start, weights_only=True)
+
+
+@contextmanager
+def quiet():
+    """Without advice of Lightning's that does not apply: our data know their place by the step alone, for one."""
+    beside_the_point = "many workers|has `__len__`|in eval mode|LeafSpec|weights_only|srun|not resumable|ranks is zero"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=f"(?s).*({beside_the_point}).*")
+        yield
 
 
 def keep_memory():
