@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 CPUS = 8  # as told to Slurm, whatever the machine has
+OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 CONF = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -58,9 +59,9 @@ PartitionName=high Nodes={host} MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 
 def missing():
     """Why no Slurm can be started here, or None."""
-    programs = [name for name in ("munged", "slurmctld", "slurmd", "sbatch", "srun") if not shutil.which(name, path=PATH)]
-    if programs:
-        return f"{', '.join(programs)} not installed (apt-get install slurm-wlm munge)"
+    absent = [name for name in ("munged", "slurmctld", "slurmd", "sbatch", "srun") if not shutil.which(name, path=PATH)]
+    if absent:
+        return f"{', '.join(absent)} not installed (apt-get install slurm-wlm munge)"
     return None if os.geteuid() == 0 else "starting slurmd needs root"
 
 
@@ -97,6 +98,9 @@ class Cluster:
         asked = subprocess.run(["sinfo", "-h", "-p", "main", "-o", "%T"], env=self.environment, capture_output=True)
         return asked.stdout.decode().strip()
 
+    def _jobs(self):
+        return subprocess.run(["squeue", "-h"], env=self.environment, capture_output=True).stdout
+
     def _munge(self):
         key, run = self.root / "munge.key", self.root / "run"
         key.write_bytes(os.urandom(128))
@@ -114,13 +118,35 @@ class Cluster:
 
     def stop(self):
         """Cancels what still runs, then ends the three daemons by their pid files."""
+        subprocess.run(["scancel", "--user=root"], env=self.environment, capture_output=True)
+        deadline = time.monotonic() + 20
+        while self._jobs() and time.monotonic() < deadline:
+            time.sleep(0.2)
         for name in ("slurmd", "slurmctld", "munged"):
             path = self.root / "run" / f"{name}.pid"
             if path.is_file():
                 end(int(path.read_text()))
 
+    def submit(self, folder, *command):
+        """`sbatch *command` in `folder` -> job number."""
+        return self.run("sbatch", "--parsable", "--mem=1G", "--cpus-per-task=1", *command, cwd=folder)
+
+    def job(self, number):
+        """What Slurm knows of a job, or of a task `7_2` of an array: {"JobState": "RUNNING", "Restarts": "0", ...}."""
+        words = self.run("scontrol", "show", "job", number).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def wait(self, number, *states, timeout=120):
+        """Waits until the job is in one of `states`, by default any in which it is over -> `job(number)`."""
+        deadline = time.monotonic() + timeout
+        while (facts := self.job(number))["JobState"] not in (states or OVER):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"job {number} is {facts['JobState']} after {timeout} s")
+            time.sleep(0.1)
+        return facts
+
     def run(self, *command, **options):
-        """Output of a client command such as `sbatch --parsable ...`."""
+        """Output of a client command such as `squeue`."""
         options = {"env": self.environment, "capture_output": True, "text": True, "timeout": 60} | options
         done = subprocess.run([*map(str, command)], **options)
         if done.returncode:
