@@ -8,8 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
+from pipelines import untrusted
 from pipelines.checkpoint import WEIGHTS
 from pipelines.schema import DataError
 
@@ -19,6 +18,7 @@ FILES = (
 )  # fmt: skip
 REJECTED = ("rejected.jsonl", "filtered.jsonl")
 DEPTH = 4  # folders below a given one that are searched
+YAML_LIMIT = 1 << 20
 SIZE_LIMIT = 64 << 20  # bytes of one text file; a larger one is not a run's summary
 
 
@@ -107,7 +107,7 @@ def read_rejected(path):
                 if path.name == REJECTED[1] and entry.get("keep", True):
                     continue
                 reason = str(next(entry[k] for k in ("code", "reason", "error", "detail") if entry.get(k)))
-            except (ValueError, TypeError, AttributeError, StopIteration):
+            except (ValueError, TypeError, AttributeError, StopIteration, RecursionError):
                 entry, reason = {}, "(unreadable line)"
             counts[reason] += 1
             source = next((entry[k] for k in ("source", "path", "file", "key", "unit") if entry.get(k)), "")
@@ -145,21 +145,21 @@ def _guarded(run, name, reader):
         if path.stat().st_size > SIZE_LIMIT:
             raise ValueError(f"{path.stat().st_size} bytes, more than {SIZE_LIMIT}")
         return reader(path)
-    except (ValueError, OSError, csv.Error, yaml.YAMLError) as error:
+    except (ValueError, OSError, csv.Error, DataError) as error:
         problem = f"{name} could not be read: {' '.join(str(error).split())[:200]}"
         run.problems += [] if problem in run.problems else [problem]
         return None
 
 
 def _read_json(path):
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = untrusted.read_json(path, SIZE_LIMIT)
     if not isinstance(values, dict):
         raise ValueError(f"expected an object, got {type(values).__name__}")
     return values
 
 
 def _read_yaml(path):
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values = untrusted.read_yaml(path, YAML_LIMIT)
     if values is not None and not isinstance(values, dict):
         raise ValueError(f"expected a mapping, got {type(values).__name__}")
     return values

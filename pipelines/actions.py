@@ -24,6 +24,8 @@ from einops import rearrange
 
 from pipelines.schema import DataError
 
+MAX_CLASSES = 1 << 20  # joint buttons, or mouse bins of both axes (the largest of ours: 8,641)
+MAX_TABLE = 1 << 26  # buttons classes x keys
 MINECRAFT_DEGREES_PER_PIXEL = 360 / 2400  # of contractor recordings
 
 
@@ -60,20 +62,30 @@ class ActionSpec:
                 f"an action spec has the fields {sorted(names)}; unknown: {sorted(set(values) - names)},"
                 f" missing: {sorted(names - set(values))}"
             )
-        return cls(
-            name=str(values["name"]),
-            keys=tuple(values["keys"]),
-            groups=tuple(tuple(group) for group in values["groups"]),
-            cancelling=tuple(int(i) for i in values["cancelling"]),
-            exclusive=tuple(values["exclusive"]),
-            camera_max=float(values["camera_max"]),
-            camera_mu=float(values["camera_mu"]),
-            camera_bins=int(values["camera_bins"]),
-        )
+        try:
+            return cls(
+                name=str(values["name"]),
+                keys=names_of(values["keys"]),
+                groups=tuple(names_of(group) for group in values["groups"]),
+                cancelling=tuple(int(i) for i in values["cancelling"]),
+                exclusive=names_of(values["exclusive"]),
+                camera_max=float(values["camera_max"]),
+                camera_mu=float(values["camera_mu"]),
+                camera_bins=int(values["camera_bins"]),
+            )
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DataError(f"an action spec has a field of the wrong kind ({error})") from error
 
     def fingerprint(self):
         """16 hex digits that change with any field."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def names_of(values):
+    """Key names as a tuple; TypeError for anything else."""
+    if isinstance(values, str) or not all(isinstance(name, str) for name in values):
+        raise TypeError(f"expected a list of key names, got {values!r:.40}")
+    return tuple(values)
 
 
 def _check_spec(spec):
@@ -87,8 +99,11 @@ def _check_spec(spec):
         raise DataError(f"action spec {spec.name!r}: `cancelling` {spec.cancelling} must name groups of two keys")
     if spec.camera_bins < 3 or spec.camera_bins % 2 == 0:
         raise DataError(f"action spec {spec.name!r}: camera_bins is {spec.camera_bins}, expected an odd number >= 3")
-    if not (spec.camera_max > 0 and spec.camera_mu > 0):
+    if not (0 < spec.camera_max < math.inf and 0 < spec.camera_mu < math.inf):
         raise DataError(f"action spec {spec.name!r}: camera_max and camera_mu must be positive")
+    buttons = 2 * math.prod(len(group) + 1 for group in spec.groups) + len(spec.exclusive)
+    if max(buttons, spec.camera_bins**2) > MAX_CLASSES or buttons * len(spec.keys) > MAX_TABLE:
+        raise DataError(f"action spec {spec.name!r:.40} makes more than {MAX_CLASSES} classes; too many")
 
 
 _HOTBAR = tuple(f"hotbar.{i}" for i in range(1, 10))

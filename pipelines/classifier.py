@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines import untrusted
 from pipelines.manifest import write_atomic
 from pipelines.schema import DataError
 from pipelines.shard_writer import payload
 from pipelines.shards import unpack
 
+MAX_FILE_BYTES = 1 << 28
 HELD_OUT = 4  # one group in so many is held out to measure the classifier
 FLOOR = 1e-3  # smallest spread of a feature; features that hardly vary are not blown up
 
@@ -39,9 +41,9 @@ class Classifier:
     @classmethod
     def load(cls, path, embedding=None):
         """Reads a file of `save`; DataError when it is damaged or was fitted on another embedding."""
-        arrays = unpack(Path(path).read_bytes(), str(path))
+        arrays = unpack(untrusted.read_bytes(path, MAX_FILE_BYTES), str(path))
         try:
-            facts = json.loads(arrays["facts"].tobytes())
+            facts = untrusted.parse_json(arrays["facts"].tobytes(), f"{path} facts")
             loaded = cls(arrays["weight"], float(facts["bias"]), arrays["mean"], arrays["std"], facts["embedding"])
             shapes = {loaded.weight.shape, loaded.mean.shape, loaded.std.shape}
         except (KeyError, ValueError, TypeError) as error:

@@ -77,7 +77,7 @@ def table_fault(source):
 
 
 def search(data):
-    """Looks through all boxes but the pictures: demuxers find tables in odd places too. A sample has at least a byte."""
+    """Looks through all boxes but the pictures: demuxers find tables in odd places too. A sample has a byte."""
     for start, stop in boxes(data):
         if data.find(COMPRESSED, start, stop) >= 0:
             return "its tables are compressed (cmov); remux it with ffmpeg first"

@@ -7,12 +7,12 @@ github.com/openai/Video-Pre-Training, data_loader.py and issues 13, 29, 54.
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import av
 import numpy as np
 
-from pipelines import schema
+from pipelines import schema, untrusted
 from pipelines.pixels import Resizer
 from pipelines.recordings import ActionLog, LogError, read_lines
 from pipelines.schema import DataError
@@ -26,6 +26,7 @@ KEYBOARD = {
 }  # fmt: skip
 GUI_SCALERS = {"5.7": 0.5, "5.8": 0.5, "6.7": 2.0, "6.8": 2.0, "6.9": 2.0}  # by recorder version, see gui_scale
 SESSION_NAME = re.compile(r"(?P<session>.+)-(?P<date>\d{8})-(?P<time>\d{6})")
+MAX_INDEX_BYTES = 1 << 26
 JOIN_TICKS = 20  # pieces of a session less than this many game ticks (50 ms) apart are one recording
 
 
@@ -58,12 +59,20 @@ class ContractorOptions:
 
 def read_contractor(path, options=ContractorOptions()):
     """ActionLog of a contractor `.jsonl`, in the key order of the Minecraft spec."""
-    from pipelines.actions import MINECRAFT  # imports torch, which video alone does not need
-
     path = Path(path)
     rows, notes = read_lines(path)
     if not rows:
         raise LogError("bad_log", f"{path.name} is empty")
+    try:
+        return actions_of(rows, notes, path, options)
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise LogError("bad_log", f"{path.name} holds values of the wrong kind ({error})") from error
+
+
+def actions_of(rows, notes, path, options):
+    """ActionLog of the lines of a recording."""
+    from pipelines.actions import MINECRAFT  # imports torch, which video alone does not need
+
     names = [pressed(row, path, i + 1, notes) for i, row in enumerate(rows)]
     gui = np.array([bool(row.get("isGuiOpen")) for row in rows])  # t
     buttons = mouse_buttons(rows, notes, options)
@@ -246,11 +255,16 @@ def read_index(path, basedir=None):
 
     Released indexes name an address as base directory, and up to a fifth of their entries do not exist.
     """
-    from pipelines.manifest import read_json
-
-    index = read_json(path)
+    index = untrusted.read_json(path, MAX_INDEX_BYTES)
     if not isinstance(index, dict) or not isinstance(index.get("relpaths"), list):
         raise DataError(f"{path} is not a contractor index (needs basedir and relpaths)")
     base = Path(basedir) if basedir else Path(path).parent
     names = [name for name in index["relpaths"] if isinstance(name, str)]
+    if outside := [name for name in names if not is_below(name)]:
+        raise DataError(f"{path} points outside its folder ({outside[0]!r:.80}); names must be relative and without ..")
     return [next((p for p in (base / name, base / Path(name).name) if p.is_file()), base / name) for name in names]
+
+
+def is_below(name):
+    """Whether a relative name stays in its folder: an index is somebody else's list of files of ours."""
+    return not PurePath(name).is_absolute() and ".." not in PurePath(name).parts and "\0" not in name

@@ -78,7 +78,7 @@ class Clip:
         from transformers import CLIPVisionModelWithProjection
 
         try:
-            self.net = CLIPVisionModelWithProjection.from_pretrained(model).eval().to(device)
+            self.net = CLIPVisionModelWithProjection.from_pretrained(model, use_safetensors=True).eval().to(device)
         except (OSError, ValueError, KeyError) as error:
             raise DataError(
                 f"no CLIP model could be loaded from {str(model)!r} ({' '.join(str(error).split())[:200]});"

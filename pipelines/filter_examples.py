@@ -1,11 +1,11 @@
 """Labelled frames for the artifact filter: folders of images, clip shards, a file of labels, or made-up artifacts."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from pipelines import untrusted
 from pipelines.contaminate import ARTIFACTS, contaminate
 from pipelines.schema import VIDEO, DataError
 from pipelines.shards import Shards
@@ -14,6 +14,7 @@ from pipelines.video import open_clip
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LABELS = {"clean": False, "artifact": True}
 MAX_PIXELS = 3840 * 2160
+MAX_LABELS_BYTES = 1 << 28
 SYNTHETIC = "synthetic"
 
 
@@ -91,7 +92,7 @@ def draw_over(frames, seed):
 def from_labels(path, clips, every):
     """Yields (frames, label, group) for the lines of a file of labels."""
     shards = None
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in untrusted.read_lines(path, MAX_LABELS_BYTES):
         if not line.strip():
             continue
         entry = _parse(path, number, line)
@@ -108,10 +109,10 @@ def from_labels(path, clips, every):
 
 def _parse(path, number, line):
     try:
-        entry = json.loads(line)
+        entry = untrusted.parse_json(line, path)
         if entry["label"] in LABELS and ("image" in entry) != ("key" in entry):
             return entry
-    except (ValueError, KeyError, TypeError):
+    except (DataError, KeyError, TypeError):
         pass
     raise DataError(
         f'{path}:{number}: expected {{"image": path, "label": "clean"}} or {{"key": clip, "label": "artifact"}},'

@@ -81,6 +81,8 @@ def open_inputs(cfg):
     if not shards.entries:
         raise DataError(f"{cfg.clips} holds no clips; make some with `python -m pipelines.ingest`")
     labeller = make_labeller(cfg)
+    if labeller.bundle.origin:
+        cfg.idm = labeller.bundle.origin  # the commit: worker processes must not see a branch move
     labeller.check_fits(shards)
     labeller.gate(cfg.allow_unlabelled_keys)
     return shards, labeller

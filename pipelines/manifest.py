@@ -18,8 +18,10 @@ from pipelines.schema import SCHEMA_VERSION, DataError
 from pipelines.storage import open_folder
 
 MANIFEST_NAME = re.compile(r"(?P<prefix>[A-Za-z0-9_-]+)-(?P<number>\d{5})\.json")
+TAR_NAME = re.compile(r"[^/\\\0]+\.tar")
 FIELDS = {"schema", "file", "bytes", "sha256", "samples", "entries"}
-MAX_MANIFEST_BYTES = 1 << 30
+MAX_MANIFEST_BYTES = 1 << 28
+MAX_SIDE, MAX_FPS = 1 << 14, 1e6  # pixels, frames/s
 CHECK = "check"  # field with the checksum of all others
 
 
@@ -137,7 +139,7 @@ def check_manifest(manifest, path):
         raise DataError(f"{path} is not a shard manifest (needs {sorted(FIELDS)}); is it in the wrong folder?")
     if manifest["schema"] != SCHEMA_VERSION:
         raise DataError(f"{path} has schema {manifest['schema']!r}, this version reads {SCHEMA_VERSION}")
-    if PurePath(manifest["file"]).name != manifest["file"]:
+    if PurePath(manifest["file"]).name != manifest["file"] or not TAR_NAME.fullmatch(manifest["file"]):
         raise DataError(f"{path} points outside its folder ({manifest['file']!r})")
     if len(manifest["entries"]) != manifest["samples"]:
         raise DataError(f"{path} lists {len(manifest['entries'])} samples and counts {manifest['samples']}")
@@ -147,9 +149,19 @@ def check_manifest(manifest, path):
 def _typed(manifest):
     kinds = {"file": str, "sha256": str, "bytes": int, "entries": list, "frames": int, "parts": int, "part": int}
     return all(type(manifest.get(name, kind())) is kind for name, kind in kinds.items()) and all(
-        isinstance(e, dict) and isinstance(e.get("key"), str) and isinstance(e.get("meta"), dict)
+        isinstance(e, dict) and isinstance(e.get("key"), str) and isinstance(e.get("meta"), dict) and _sane(e["meta"])
         for e in manifest["entries"]
     )
+
+
+def _sane(meta):
+    """Whether the numbers of a sample, where given, are such as can be counted and multiplied."""
+    frames, fps = meta.get("frames", (0, 1)), meta.get("fps", 1.0)
+    sides = [meta.get(name, 1) for name in ("height", "width")]
+    return (
+        len(frames) == 2 and all(type(n) is int for n in (*frames, *sides)) and 0 <= frames[0] <= frames[1] < 1 << 48
+        and all(0 < side <= MAX_SIDE for side in sides) and type(fps) in (int, float) and 0 < fps < MAX_FPS
+    ) if isinstance(frames, list | tuple) else False  # fmt: skip
 
 
 @dataclass(frozen=True)

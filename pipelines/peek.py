@@ -80,7 +80,12 @@ def count(title, values):
     """One line with the most frequent values."""
     found = Counter(values).most_common(8)
     if found:
-        print(f"  {title}: " + ", ".join(f"{value} {n}x" for value, n in found))
+        print(f"  {title}: " + ", ".join(f"{printable(value)} {n}x" for value, n in found))
+
+
+def printable(text):
+    """Text of somebody else's metadata without the control characters that a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def action_statistics(shards):

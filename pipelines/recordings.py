@@ -8,19 +8,20 @@ and then one line per frame
 with the mouse in degrees turned during the frame. Everything but `keys` and `mouse` may be left out throughout.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from pipelines import schema
+from pipelines import manifest, schema, untrusted
 from pipelines.schema import DataError
+from pipelines.untrusted import MAX_LINE_BYTES
 
 FORMAT, VERSION = "foundation-policy/actions", 1
 EVENTS = {schema.REWARD: np.float32, schema.TERMINATED: bool, schema.TRUNCATED: bool, schema.FIRST: bool}
 HEADER_FIELDS = ("format", "version", "actions", "fps")
-MAX_LINE_BYTES = 1 << 20
+MAX_LOG_BYTES = 1 << 28  # ten hours at 60 frames/s have 0.2 GB
+MAX_TAGS_BYTES = 1 << 14  # of the header: they are repeated in every clip
 LARGEST = 1e9  # number that makes sense in a log; also well inside float32
 
 
@@ -82,9 +83,9 @@ def kind_of(path):
 def parse(line, path, number):
     """One line -> dict, or LogError naming the line."""
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise LogError("bad_log", f"{path.name} line {number} is not JSON ({error})") from error
+        value = untrusted.parse_json(line, f"{path.name} line {number}")
+    except DataError as error:
+        raise LogError("bad_log", str(error)) from error
     if not isinstance(value, dict):
         raise LogError("bad_log", f"{path.name} line {number} is not a JSON object")
     return value
@@ -93,14 +94,18 @@ def parse(line, path, number):
 def read_lines(path):
     """(list of dicts, notes). A last line without its newline is what a killed recorder leaves: dropped, noted."""
     rows, notes = [], []
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
+    try:
+        for number, line in untrusted.read_lines(path, MAX_LOG_BYTES):
             try:
                 rows.append(parse(line, path, number))
             except LogError:
-                if line.endswith(b"\n") or file.read(1):
+                if line.endswith(b"\n"):
                     raise
                 notes.append("log_truncated")
+    except LogError:
+        raise
+    except DataError as error:
+        raise LogError("bad_log", str(error)) from error
     return rows, notes
 
 
@@ -130,6 +135,8 @@ def read_recording(path):
             elif row.get(name) is not None:
                 array[i] = event(row[name], name, path, i + 2)
     tags = {name: value for name, value in header.items() if name not in HEADER_FIELDS}
+    if len(manifest.to_json(tags)) > MAX_TAGS_BYTES:
+        raise LogError("bad_log", f"{path.name} line 1 has more than {MAX_TAGS_BYTES} bytes of tags")
     return ActionLog(spec, keys, mouse, events, header.get("fps"), tags, sorted(set(notes)))
 
 
@@ -158,7 +165,8 @@ def positions(names, columns, path, line):
         raise LogError("bad_log", f"{path.name} line {line}: keys must be a list of names, got {type(names).__name__}")
     unknown = [name for name in names if not isinstance(name, str) or name not in columns]
     if unknown:
-        raise LogError("unknown_key", f"{path.name} line {line} holds {unknown[0]!r}; the spec has {sorted(columns)}")
+        found = f"{path.name} line {line} holds {unknown[0]!r:.40}"
+        raise LogError("unknown_key", f"{found}; the spec has {sorted(columns)}")
     return [columns[name] for name in names]
 
 

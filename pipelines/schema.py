@@ -67,6 +67,8 @@ class SampleMeta:
     @classmethod
     def from_dict(cls, values):
         """Ignores unknown fields of newer minor writers; refuses another schema version (DataError)."""
+        if not isinstance(values, dict):
+            raise DataError(f"expected the metadata of a sample, got {values!r:.40}")
         if values.get("schema") != SCHEMA_VERSION:
             raise DataError(
                 f"sample {values.get('key')!r} has schema {values.get('schema')!r}, this version reads"
@@ -74,9 +76,12 @@ class SampleMeta:
             )
         known = {f.name for f in fields(cls)}
         values = {name: value for name, value in values.items() if name in known}
-        values["frames"] = tuple(values["frames"])
-        values["notes"] = tuple(values.get("notes", ()))
-        return cls(**values)
+        try:
+            values["frames"] = tuple(values["frames"])
+            values["notes"] = tuple(values.get("notes", ()))
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            raise DataError(f"sample {values.get('key')!r:.40} has incomplete metadata ({error})") from error
 
 
 def check_key(key):

@@ -11,8 +11,9 @@ what is on disk beside the tars.
 
 import hashlib
 import io
-import json
 import logging
+import struct
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from pipelines.storage import ShardError
 
 __all__ = ["Entry", "ShardError", "ShardWriter", "Shards", "unpack"]
 
+ODD = (ValueError, EOFError, KeyError, OverflowError, RuntimeError, SyntaxError, MemoryError, TypeError, IndexError)
 MAX_JSON_BYTES = 16 << 20
 MAX_ARRAY_BYTES = 1 << 30  # of one sample, unpacked
 SHOWN = 3  # damaged shards named in one message
@@ -148,10 +150,7 @@ class Shards:
 
     def json(self, key):
         """The json member as a dict."""
-        data = self.read(key, META)
-        if len(data) > MAX_JSON_BYTES:
-            raise DataError(f"{key}.{META} has {len(data)} bytes, at most {MAX_JSON_BYTES} are read")
-        return json.loads(data)
+        return disk.parse_json(self.read(key, META), f"{key}.{META}", MAX_JSON_BYTES)
 
     def meta(self, key):
         """SampleMeta of the sample."""
@@ -205,11 +204,13 @@ def unpack(data, name):
             if sum(info.file_size for info in infos) > MAX_ARRAY_BYTES:
                 raise DataError(f"{name} unpacks to more than {MAX_ARRAY_BYTES} bytes; refusing to allocate that")
             return {info.filename.removesuffix(".npy"): unpack_array(archive, info, name) for info in infos}
-    except (zipfile.BadZipFile, ValueError, EOFError, zlib.error, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, *ODD) as error:
         raise DataError(f"{name} is not a readable npz ({error})") from error
 
 
 def unpack_array(archive, info, name):
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the others unpack without a limit
+        raise DataError(f"{name}: {info.filename!r} is compressed in a way that numpy does not use; refused")
     with archive.open(info) as file:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -219,5 +220,5 @@ def unpack_array(archive, info, name):
         count = int(np.prod(shape, dtype=object))
         if count * dtype.itemsize != info.file_size - file.tell():
             raise DataError(f"{name}: the header of {info.filename!r} promises {count} x {dtype}, the data differ")
-        array = np.frombuffer(bytearray(file.read()), dtype, count)
+        array = np.frombuffer(bytearray(file.read(count * dtype.itemsize)), dtype, count)
         return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)

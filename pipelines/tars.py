@@ -4,17 +4,17 @@
 """
 
 import hashlib
-import json
 import re
 import tarfile
 import zlib
 from pathlib import Path, PurePath
 
 from pipelines import manifest as disk
-from pipelines.schema import ARRAYS, META, VIDEO, DataError, check_key
+from pipelines.schema import ARRAYS, META, VIDEO, DataError, SampleMeta, check_key
 from pipelines.storage import LocalFolder, ShardError
 
 BLOCK = 512  # of a tar
+MAX_META_BYTES = 1 << 20  # of one sample
 EXTENSION = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -159,4 +159,9 @@ def member_json(folder, tar, members, key):
     name = f"{key}.{META}"
     if name not in members or not any(f"{key}.{ext}" in members for ext in (VIDEO, ARRAYS)):
         raise DataError(f"{tar}: sample {key} needs {name} beside its data; see pipelines/schema.py for its fields")
-    return json.loads(folder.range(tar, *members[name][:2]))
+    offset, size, _ = members[name]
+    if size > MAX_META_BYTES:
+        raise DataError(f"{tar}: {name} has {size} bytes, at most {MAX_META_BYTES} are read")
+    meta = disk.parse_json(folder.range(tar, offset, size), f"{tar}: {name}")
+    SampleMeta.from_dict(meta)
+    return meta

@@ -41,7 +41,7 @@ def parse_json(data, name):
     try:
         return json.loads(data)
     except PARSE_ERRORS as error:
-        raise DataError(f"{name} is not valid JSON ({error}); copy it again, or re-run what wrote it") from error
+        raise DataError(f"{name} is not JSON ({error}); copy it again, or re-run what wrote it") from error
 
 
 def read_yaml(path, limit):
@@ -52,7 +52,7 @@ def read_yaml(path, limit):
         raise DataError(f"{path} is not plain YAML: {error}") from error
 
 
-def read_text_lines(path, limit):
+def read_lines(path, limit):
     """Yields (number, bytes) of a file of lines; DataError before a line or the file outgrows its limit."""
     if Path(path).stat().st_size > limit:
         raise DataError(f"{path} has more than {limit} bytes; split it")
@@ -63,3 +63,17 @@ def read_text_lines(path, limit):
             if len(line) > MAX_LINE_BYTES:
                 raise DataError(f"{path} line {number} has more than {MAX_LINE_BYTES} bytes; is it a file of lines?")
             yield number, line
+
+
+def bounded(value, name, limit=1_000_000):
+    """`value`, if its nested lists and dicts hold at most `limit` values: references to references multiply."""
+    stack, count = [value], 0
+    while stack:
+        item, count = stack.pop(), count + 1
+        if count > limit:
+            raise DataError(f"{name} stands for more than {limit} values; refused")
+        if isinstance(item, dict):
+            stack += [*item.keys(), *item.values()]
+        elif isinstance(item, list | tuple | set | frozenset):
+            stack += item
+    return value

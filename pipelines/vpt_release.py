@@ -8,6 +8,7 @@ read by an unpickler that knows containers, numbers and strings only, the second
 
 import inspect
 import pickle
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from torch import nn
 
 from models.vpt import VptInverseDynamics, VptPolicy
 from models.vpt_layers import N_BASIS
-from pipelines import card, checkpoint
+from pipelines import card, checkpoint, construct, untrusted
 from pipelines.actions import MINECRAFT, ActionCodec
 from pipelines.command import command_line
 from pipelines.schema import DataError
@@ -34,7 +35,7 @@ UNTRAINED = "net.lastlayer.norm.weight"  # all ones in an IDM whose `lastlayer` 
 
 PICKLE_ERRORS = (
     pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, KeyError, TypeError, ValueError,
-    OverflowError, MemoryError, RecursionError,
+    OverflowError, MemoryError, RecursionError, zipfile.BadZipFile,
 )  # fmt: skip
 
 
@@ -60,8 +61,11 @@ class Release(NamedTuple):
     report: LoadReport
 
 
-class PlainUnpickler(pickle.Unpickler):
-    """Unpickles dicts, lists, tuples, sets, numbers, strings, bytes and OrderedDict; refuses every other name."""
+class PlainUnpickler(pickle._Unpickler):
+    """Unpickles dicts, lists, tuples, sets, numbers, strings, bytes and OrderedDict; refuses every other name.
+
+    The one written in Python: a five-byte instruction makes the one in C fill gigabytes with its table of references.
+    """
 
     ALLOWED = {("collections", "OrderedDict"): OrderedDict}  # noqa: RUF012
 
@@ -92,7 +96,7 @@ def unpickle(path):
         raise DataError(f"{path} is larger than {MAX_MODEL_BYTES >> 20} MiB, a .model file is not; is it the .weights?")
     try:
         with path.open("rb") as handle:
-            return PlainUnpickler(handle).load()
+            return untrusted.bounded(PlainUnpickler(handle).load(), path)
     except DataError as error:
         raise DataError(f"{path} was refused: {error}") from error
     except PICKLE_ERRORS as error:
@@ -103,6 +107,7 @@ def unpickle(path):
 def load_weights(path):
     """`.weights` -> dict name -> tensor on the CPU, through weights-only loading."""
     try:
+        check_stored(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
@@ -114,6 +119,14 @@ def load_weights(path):
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise DataError(f"{path} holds a {type(state).__name__}, expected a state dict of tensors only")
     return {str(name): tensor for name, tensor in state.items()}
+
+
+def check_stored(path):
+    """ValueError for an archive that unpacks to more than it is: torch writes without compression."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                raise ValueError("its members are compressed, which torch never does")
 
 
 def first_line(error):
@@ -131,7 +144,8 @@ def build(model_path, weights_path, spec=MINECRAFT):
     target = VptInverseDynamics if "conv3d_params" in keywords else VptPolicy
     unused = {name: value for name, value in keywords.items() if name not in arguments}  # known to the release alone
     try:
-        with torch.device("meta"):  # sizes are compared before memory is spent
+        construct.check_numbers(config)
+        with torch.device("meta"), construct.at_most(4 * len(weights) + 64, model_path):  # before memory is spent
             expected = target(**arguments, **unused).state_dict()
         report = compare(expected, weights, weights_path)
         net = target(**arguments, **unused)

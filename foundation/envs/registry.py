@@ -7,10 +7,11 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from pipelines import construct
 from pipelines.command import CONFIGS
 from pipelines.schema import DataError
 
-TARGETS = ("foundation.",)  # what a task may build
+PACKAGE = "foundation"  # what a task may build is defined in it
 
 
 def load_task(name):
@@ -20,6 +21,21 @@ def load_task(name):
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
         raise DataError(f"unknown task {name!r}; tasks: {known}")
     return OmegaConf.load(path)
+
+
+def check_targets(value, path):
+    """DataError unless every `_target_` in the mapping, however deep, is a class that our own package defines.
+
+    Hydra builds nested targets too, and finds `foundation.x.os.system` by way of what a module imported.
+    """
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for name, item in items:
+        if name == "_target_":
+            try:
+                construct.find_class(item, PACKAGE, object)
+            except DataError as error:
+                raise DataError(f"task environment {path}.{name}={item!r}: must be a class of {PACKAGE}") from error
+        check_targets(item, f"{path}.{name}")
 
 
 def make(task, seed=None, **overrides):
@@ -33,8 +49,7 @@ def make(task, seed=None, **overrides):
     env = OmegaConf.create(task)["env"] if OmegaConf.is_dict(task) else task["env"]
     env = {**(OmegaConf.to_container(env, resolve=True) if OmegaConf.is_config(env) else env), **overrides}
     target = str(env.get("_target_"))
-    if not target.startswith(TARGETS):
-        raise DataError(f"task environment {target!r}: _target_ must lie in the package foundation")
+    check_targets(env, "env")
     try:
         return instantiate(env, seed=seed, _convert_="all")
     except InstantiationException as error:  # hydra wraps what the constructor says

@@ -178,7 +178,7 @@ def test_only_plain_values_are_stored(tmp_path):
 
 def test_statistics_that_are_not_json_are_told(folder):
     (folder / "statistics.json").write_text("{")
-    with pytest.raises(DataError, match="not valid JSON"):
+    with pytest.raises(DataError, match="not JSON"):
         checkpoint.load(folder)
     (folder / "statistics.json").unlink()
     assert json.dumps(checkpoint.load(folder).statistics) == "{}"
