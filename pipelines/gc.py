@@ -8,7 +8,6 @@ lock on it, and where the file system has no locks, files younger than the age l
 import fcntl
 import logging
 import os
-import re
 import time
 import uuid
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from pipelines import storage, tars
 from pipelines.command import command
 from pipelines.schema import DataError
 
-OURS = re.compile(r"[A-Za-z0-9_-]+-\d{5}-[0-9a-f]{12}\.(tar|index)")  # tars of other tools are not ours to delete
 log = logging.getLogger("foundation-policy")
 
 
@@ -79,7 +77,7 @@ def kind_of(name, wanted, leftovers):
         return "temporary"
     if name in leftovers:
         return "leftover"
-    return "orphan" if OURS.fullmatch(name) and name not in wanted else None
+    return "orphan" if disk.OUR_NAME.fullmatch(name) and name not in wanted else None
 
 
 def in_use(path):

@@ -19,6 +19,7 @@ from pipelines.storage import open_folder
 
 MANIFEST_NAME = re.compile(r"(?P<prefix>[A-Za-z0-9_-]+)-(?P<number>\d{5})\.json")
 TAR_NAME = re.compile(r"[^/\\\0]+\.tar")
+OUR_NAME = re.compile(r"[A-Za-z0-9_-]+-\d{5}-[0-9a-f]{12}\.(tar|index)")  # others are tars of other tools
 FIELDS = {"schema", "file", "bytes", "sha256", "samples", "entries"}
 MAX_MANIFEST_BYTES = 1 << 28
 MAX_SIDE, MAX_FPS = 1 << 14, 1e6  # pixels, frames/s

@@ -95,8 +95,8 @@ class Shards:
             self._refuse_foreign()
 
     def _refuse_foreign(self):
-        """DataError for tars without manifests: they are not ours, and reading none of them would look like success."""
-        if strays := [name for name in self.folder.names() if name.endswith(".tar")]:
+        """DataError for tars of other tools: reading none of them would look like success."""
+        if strays := [n for n in self.folder.names() if n.endswith(".tar") and not disk.OUR_NAME.fullmatch(n)]:
             raise DataError(
                 f"{self.root} holds {len(strays)} tars but no manifest; shards made by other tools are taken in by"
                 f" `python -m pipelines.peek shards={self.root} adopt=true`"
