@@ -33,6 +33,8 @@ class Preemption(Callback):
         self.step = trainer.global_step
         for number in SIGNALS:  # in place of Lightning's, which puts the earlier ones back when training ends
             signal.signal(number, self._note)
+        if self.step and trainer.is_global_zero:
+            log.info("going on from step %d", self.step)
 
     def _note(self, number, frame):
         self.noted = True

@@ -26,6 +26,6 @@ if [ -z "$(override data.train "$@")$(override experiment "$@")" ]; then
   for part in train heldout; do
     python -m pipelines.ingest run.dir="$play/ingest_$part" videos="$play/$part/plays" out="$play/shards/$part"
   done
-  set -- method=idm data.train="$play/shards/train" data.validation="$play/shards/heldout" steps=450 "$@"
+  set -- data.train="$play/shards/train" data.validation="$play/shards/heldout" steps=450 "$@"
 fi
 train -m foundation.pretrain "$@"
