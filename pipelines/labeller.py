@@ -115,6 +115,8 @@ class Labeller:
             log.warning("the labeller carries no held-out label report: nobody knows how good its labels are")
             return
         table = report.get("effective_keys") or report.get("keys") or {}
+        if not isinstance(table, dict) or not all(isinstance(row, dict) for row in table.values()):
+            raise DataError("the labeller's label report is damaged; score it again with `python -m pipelines.score`")
         supported = {key: row for key, row in table.items() if row.get("support", 1)}
         silent = [key for key, row in supported.items() if row.get("recall") == 0]
         if silent and not allow_unlabelled_keys:
@@ -124,7 +126,7 @@ class Labeller:
             )
         for key, row in supported.items():
             ratio = row.get("positive_rate_ratio")
-            if ratio is not None and not RATE_RATIO[0] <= ratio <= RATE_RATIO[1]:
+            if isinstance(ratio, int | float) and not RATE_RATIO[0] <= ratio <= RATE_RATIO[1]:
                 log.warning("the labeller emits %r %.2f times as often as people press it", key, ratio)
 
     def label_shard(self, shards, entries, progress=None):

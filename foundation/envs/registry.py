@@ -34,7 +34,7 @@ def check_targets(value, path):
             try:
                 construct.find_class(item, PACKAGE, object)
             except DataError as error:
-                raise DataError(f"task environment {path}.{name}={item!r}: must be a class of {PACKAGE}") from error
+                raise DataError(f"{path}.{name}={item!r}: a task builds classes of package {PACKAGE} only") from error
         check_targets(item, f"{path}.{name}")
 
 
@@ -49,7 +49,7 @@ def make(task, seed=None, **overrides):
     env = OmegaConf.create(task)["env"] if OmegaConf.is_dict(task) else task["env"]
     env = {**(OmegaConf.to_container(env, resolve=True) if OmegaConf.is_config(env) else env), **overrides}
     target = str(env.get("_target_"))
-    check_targets(env, "env")
+    check_targets({"_target_": None, **env}, "env")
     try:
         return instantiate(env, seed=seed, _convert_="all")
     except InstantiationException as error:  # hydra wraps what the constructor says

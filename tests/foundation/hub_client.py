@@ -1,6 +1,7 @@
 """A process that loads models: huggingface_hub reads its environment once, so each environment is a process.
 
-Reads one JSON {"where": address} per line and answers {"sha256", "origin"} of the model, or {"error": message}.
+Reads one JSON {"where": address, "by": who loads it} per line and answers {"sha256", "origin"} of the model, or
+{"error": message}.
 """
 
 import json
@@ -22,9 +23,9 @@ class Client:
             env={**clean, **quiet, "PYTHONPATH": os.getcwd(), **environment},
         )  # fmt: skip
 
-    def load(self, where):
-        """The answer for an address; DataError if that is what the process got."""
-        self.process.stdin.write(json.dumps({"where": str(where)}) + "\n")
+    def load(self, where, by="hub"):
+        """The answer for an address; DataError if that is what the process got. by: a key of LOADERS."""
+        self.process.stdin.write(json.dumps({"where": str(where), "by": by}) + "\n")
         self.process.stdin.flush()
         answer = json.loads(self.process.stdout.readline())
         if "error" in answer:
@@ -39,12 +40,44 @@ class Client:
         self.process.wait()
 
 
-def serve():
+def by_hub(where):
     from foundation import hub
 
+    return hub.load(where)
+
+
+def by_policy(where):
+    """As evaluate's policy= and finetune's init= do."""
+    from foundation.evaluate import load_policy
+
+    return load_policy(where)
+
+
+def by_init(where):
+    """As pretrain's init= does; the same network once more, and the model itself."""
+    from foundation.pretrain import initial_net
+
+    bundle = by_hub(where)
+    _, words = initial_net(bundle.config["net"], where)
+    assert bundle.origin in words
+    return bundle
+
+
+def by_label(where):
+    """As label's idm= does."""
+    from pipelines.labeller import Labeller, Settings
+
+    return Labeller(where, Settings(), "cpu").bundle
+
+
+LOADERS = {"hub": by_hub, "policy": by_policy, "init": by_init, "label": by_label}
+
+
+def serve():
     for text in sys.stdin:
+        call = json.loads(text)
         try:
-            bundle = hub.load(json.loads(text)["where"])
+            bundle = LOADERS[call["by"]](call["where"])
             answer = {"sha256": bundle.sha256, "origin": bundle.origin}
         except DataError as error:
             answer = {"error": str(error)}

@@ -102,6 +102,30 @@ def test_a_branch_is_made_and_a_wrong_token_is_told(server, home, client, model,
     assert "HF_TOKEN" in done.stderr and "Traceback" not in done.stderr
 
 
+IDM = {
+    "_target_": "models.inverse_dynamics.InverseDynamics", "height": 32, "width": 40, "n_keys": 6, "n_bins": 15,
+    "window": 8, "channels": [4, 4], "dim": 16, "layers": 1, "heads": 2, "dropout": 0.0,
+}  # fmt: skip
+POLICY = {
+    "_target_": "models.video_policy.VideoPolicy", "height": 16, "width": 20, "n_buttons": 4, "n_camera": 9,
+    "camera_on": [True] * 4, "camera_null": 4, "context": 4, "channels": [4], "dim": 8, "layers": 1, "heads": 2,
+}  # fmt: skip
+
+
+def test_every_command_takes_a_name(server, client, tmp_path):
+    for name, net in (("idm", IDM), ("policy", POLICY)):
+        extras = {"actions": DOOM, "size": (net["height"], net["width"]), "fps": 17.5}
+        server.commit(f"ann/{name}", files(hub.save(tmp_path / name, checkpoint.build(net), net, extras, "", {}, name)))
+        expected = {"sha256": checkpoint.load(tmp_path / name).sha256}
+        expected["origin"] = f"ann/{name}@{server.repos[f'ann/{name}']['refs']['main']}"
+        for by in ("init", {"idm": "label", "policy": "policy"}[name]):
+            assert client.load(f"ann/{name}", by) == expected
+    with pytest.raises(DataError, match="labels but does not act"):
+        client.load("ann/idm", "policy")
+    with pytest.raises(DataError, match="ann/policy is no labeller"):
+        client.load("ann/policy", "label")
+
+
 def test_a_cut_download_goes_on_where_it_stopped(server, client, model):
     server.commit("ann/cut", files(model))
     server.trouble["model.safetensors"] = ["cut"]
