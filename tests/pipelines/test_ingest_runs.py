@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -99,18 +100,27 @@ def command(source, out, *more):
 def test_killed_at_any_moment_and_run_again(source, out, tmp_path):
     fill(source, 6, 60)
     ingest(source, tmp_path / "whole", size=[64, 80])
-    for delay in (1.2, 1.6, 2.0):
+    generator, hits = random.Random(0), 0
+    for _ in range(2):
         process = subprocess.Popen(
             command(source, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        time.sleep(delay)
+        goal = count(out) + generator.randrange(1, 8)
+        while count(out) < goal and process.poll() is None:
+            time.sleep(0.001)
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        hits += process.wait() == -signal.SIGKILL
         if out.exists() and list(out.glob("clips-*.json")):
             Shards(out, verify=True)  # whatever is there is whole
+    assert hits == 2
     subprocess.run(command(source, out), check=True, capture_output=True)
     done = {name: data for name, data in files(out).items() if not name.startswith(".") and not is_garbage(out, name)}
     assert done == files(tmp_path / "whole")
+
+
+def count(out):
+    """Files so far, those in the making included."""
+    return sum(1 for _ in out.rglob("*"))
 
 
 def is_garbage(out, name):

@@ -2,7 +2,6 @@ import hashlib
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -190,47 +189,6 @@ def test_the_command_runs(world, tmp_path):
     assert done.returncode == 2
     assert "not a hub folder" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-DRIVER = """
-import sys, time
-from hydra import compose, initialize_config_dir
-from pipelines import label
-from pipelines.command import CONFIGS, execute
-from pipelines.shards import ShardWriter
-
-write = ShardWriter.write
-ShardWriter.write = lambda *arguments: (time.sleep(0.05), write(*arguments))
-with initialize_config_dir(CONFIGS, version_base="1.3"):
-    cfg = compose("label", sys.argv[1:])
-print("ready", flush=True)
-execute(label.main.function, cfg)
-"""
-
-
-@pytest.mark.slow
-def test_processes_killed_at_any_moment_lose_and_duplicate_nothing(world, tmp_path):
-    """Two processes race for the same shards and are killed again and again; what they leave is the straight run's."""
-    clips, out = make_clips(tmp_path / "clips", videos=8), tmp_path / "out"
-    run((clips, world[1]), tmp_path / "straight")
-    rng, kills = np.random.default_rng(0), 0
-    for round_ in range(8):
-        commands = [[sys.executable, "-c", DRIVER, f"clips={clips}", f"idm={world[1]}", f"out={out}", "threads=1",
-                     f"run.dir={tmp_path / f'run{i}'}"] for i in range(2)]  # fmt: skip
-        started = [subprocess.Popen(c, stdout=subprocess.PIPE, cwd=Path(CONFIGS).parent) for c in commands]
-        for process in started:
-            process.stdout.readline()  # "ready": imports are over
-        for process in started:
-            time.sleep(float(rng.uniform(0, 0.5)))
-            kills += process.poll() is None
-            process.kill()
-            process.wait()
-        assert len(Shards(out, verify=True)) <= 24 if out.is_dir() else round_ == 0
-    assert kills > 8
-    run((clips, world[1]), out)
-    assert {e.key for e in Shards(out, verify=True).entries} == {e.key for e in Shards(clips).entries}
-    manifests = {name: data for name, data in content(out).items() if name.endswith(".json")}
-    assert manifests == {n: data for n, data in content(tmp_path / "straight").items() if n.endswith(".json")}
 
 
 def test_another_labeller_or_setting_does_not_mix(world, labelled, tmp_path):
