@@ -1,5 +1,8 @@
 """Tiny, deterministic, learnable play: a camera turns over a fixed panorama, and a lamp shows that `attack` is held."""
 
+import resource
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -74,3 +77,12 @@ def make_play():
 def one_thread():
     """Small tensors on shared cores: a second thread only waits for the first."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def bounded():
+    """Each attack here aims at gigabytes or hours; a defended one costs next to nothing."""
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    yield
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10  # kB
+    assert time.process_time() - start < 20  # of this process: the machine may be busy
