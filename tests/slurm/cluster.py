@@ -136,7 +136,7 @@ class Cluster:
         words = self.run("scontrol", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait(self, number, *states, timeout=300):
+    def wait(self, number, *states, timeout=600):
         """Waits until the job is in one of `states`, by default any in which it is over -> `job(number)`."""
         deadline = time.monotonic() + timeout
         while (facts := self.job(number))["JobState"] not in (states or OVER):
