@@ -84,7 +84,7 @@ def device_of(cfg):
     return "cpu" if cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available() else "cuda"
 
 
-def fit(agent, environments, codec, algo, cfg, folder, start):
+def fit(agent, environments, codec, algo, cfg, folder, start=None):
     """Trains `agent` on `cfg.frames` frames and more until the last rollout is full -> flat numbers."""
     if cfg.trainer.devices != 1:
         raise DataError(f"trainer.devices={cfg.trainer.devices}: RL runs in one process; choose trainer=cpu or gpu")

@@ -80,9 +80,10 @@ class FlowEncoder(nn.Module):
 
     def stem(self, frames):
         """uint8 [b t h w 3] -> float16 [b t h/2 w/2 5]: flow right and down in pixels, colours in [-0.5, 0.5]."""
-        colours = F.avg_pool2d(to_planes(frames), 2)
-        colours = rearrange(colours, "(b t) c h w -> b t h w c", b=frames.shape[0])
-        return torch.cat([flow_to_next(frames), colours.half()], -1)
+        with torch.autocast(frames.device.type, enabled=False):  # it cannot join half-precision tensors
+            colours = F.avg_pool2d(to_planes(frames), 2)
+            colours = rearrange(colours, "(b t) c h w -> b t h w c", b=frames.shape[0])
+            return torch.cat([flow_to_next(frames), colours.half()], -1)
 
     @staticmethod
     def mirror_stem(stem):
