@@ -108,11 +108,12 @@ def execute(function, cfg):
     """Runs `function(cfg)` in its run directory and writes `config.yaml`, `machine.json` and `summary.json` there."""
     start = time.monotonic()
     folder = run_folder(cfg)
-    if first_process():
+    writes = "trainer" not in cfg or first_process()  # only training starts several processes for one run.dir
+    if writes:
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
         (folder / "machine.json").write_text(json.dumps({"command": command_line(), **machine()}, indent=1) + "\n")
     summary = dict(function(cfg) or {})
-    if not first_process():
+    if not writes:
         return summary
     summary["minutes"] = round((time.monotonic() - start) / 60, 3)
     write_summary(folder / "summary.json", summary)
