@@ -48,38 +48,45 @@ class Checkpoint(Callback):
 
     def __init__(self, folder, config, every=0, keep=KEPT, best=None):
         self.folder, self.config, self.every, self.keep, self.best = Path(folder), config, every, keep, best
-        self.lowest = float("inf")
+        self.lowest, self.row_to_come = float("inf"), False
 
     def on_save_checkpoint(self, trainer, module, checkpoint):
         checkpoint["run"] = {"config": self.config, "world_size": trainer.world_size}
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if self.every and whole and trainer.global_step % self.every == 0 and not self._validates_now(trainer):
+        if self.every and whole and trainer.global_step % self.every == 0 and not validation_follows(trainer):
             save_atomically(trainer, self.folder / LAST, self.keep)
+            self.row_to_come = True  # Lightning logs the step after this hook
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if self.row_to_come and trainer.logger is not None:
+            trainer.logger.save()  # or a kill would lose a row that the resumed run does not write again
+        self.row_to_come = False
 
     def on_validation_end(self, trainer, module):
+        value = trainer.callback_metrics.get(self.best)
+        better = value is not None and float(value) < self.lowest
+        self.lowest = float(value) if better else self.lowest
+        if better:
+            save_atomically(trainer, self.folder / BEST, keep=1)
         if self.every and trainer.global_step % self.every == 0:
             save_atomically(trainer, self.folder / LAST, self.keep)
-        value = trainer.callback_metrics.get(self.best)
-        if value is not None and float(value) < self.lowest:
-            self.lowest = float(value)
-            save_atomically(trainer, self.folder / BEST, keep=1)
 
     def on_train_end(self, trainer, module):
         save_atomically(trainer, self.folder / LAST, self.keep)
-
-    @staticmethod
-    def _validates_now(trainer):
-        """Whether a validation follows this batch: the checkpoint is written after it, so that none is left out."""
-        batches = trainer.fit_loop.total_batch_idx + 1
-        return trainer.enable_validation and batches % trainer.val_check_batch == 0
 
     def state_dict(self):
         return {"lowest": self.lowest}
 
     def load_state_dict(self, state):
         self.lowest = state["lowest"]
+
+
+def validation_follows(trainer):
+    """Whether a validation follows this batch: a checkpoint is written after it, so that none is left out."""
+    batches = trainer.fit_loop.total_batch_idx + 1
+    return trainer.enable_validation and batches % trainer.val_check_batch == 0
 
 
 def save_atomically(trainer, path, keep=KEPT):

@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning.pytorch.callbacks import Callback
 
 from foundation import slurm
-from foundation.checkpoints import LAST, Checkpoint, save_atomically
+from foundation.checkpoints import LAST, save_atomically, validation_follows
 
 log = logging.getLogger("foundation-policy")
 SIGNALS = {signal.SIGUSR1, signal.SIGTERM}
@@ -41,7 +41,7 @@ class Preemption(Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         stepped, self.step = trainer.global_step != self.step, trainer.global_step
-        if stepped and not Checkpoint._validates_now(trainer):
+        if stepped and not validation_follows(trainer):
             self._save_if_asked(trainer)
 
     def on_validation_end(self, trainer, module):

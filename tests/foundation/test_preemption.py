@@ -42,7 +42,7 @@ def held_back():
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def stopped_and_again(send, play_shards, folder, batch, expected_step, *overrides, number=signal.SIGTERM):
+def stopped_and_again(send, play_shards, folder, batch, expected_step, *overrides, number=signal.SIGTERM, late=0):
     """Asserts that a run stopped in a batch ends, run again, like one that never was."""
     options = ["steps=8", *overrides]
     send(None)
@@ -51,7 +51,7 @@ def stopped_and_again(send, play_shards, folder, batch, expected_step, *override
     with pytest.raises(SystemExit) as stop:
         run("idm", folder / "stopped", play_shards, *options)
     assert stop.value.code == 75
-    assert step_of(folder / "stopped" / "last.ckpt") == expected_step
+    assert expected_step <= step_of(folder / "stopped" / "last.ckpt") <= expected_step + late
     assert not (folder / "stopped" / "model").exists()
     send(None)
     for sent in {signal.SIGUSR1, signal.SIGTERM} & signal.sigpending():
@@ -68,7 +68,8 @@ def test_a_signal_ends_the_run_after_the_step(number, send, play_shards, tmp_pat
 
 
 def test_a_signal_that_is_held_back_is_seen_all_the_same(held_back, send, play_shards, tmp_path):
-    stopped_and_again(send, play_shards, tmp_path, 5, 5, number=signal.SIGUSR1)
+    # threads of earlier tests, whose mask is another, may take the signal: then it is known a step later
+    stopped_and_again(send, play_shards, tmp_path, 5, 5, number=signal.SIGUSR1, late=1)
 
 
 def test_gradients_are_not_cut_in_half(send, play_shards, tmp_path):
