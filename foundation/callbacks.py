@@ -89,7 +89,7 @@ class Experience(Callback):
     def _write(self, trainer, module):
         self.recent.extend(self.stream.episodes)
         self.episodes += len(self.stream.episodes)
-        row = {name: float(value) / self.count for name, value in self.sums.items()}
+        row = {name: value / self.count for name, value in self.sums.items()}
         row |= {"frames": self.stream.frames, "episodes": self.episodes, **module.rollout_metrics, **self.averages()}
         seconds = time.monotonic() - self.start
         row["frames_per_second"] = (self.stream.frames - self.frames_at_start) / max(seconds, 1e-9)
@@ -106,9 +106,8 @@ class Experience(Callback):
 
     def state_dict(self):
         recent = [(e.seed, e.returns, e.frames, e.success) for e in self.recent]
-        sums = {name: float(value) for name, value in self.sums.items()}
         return {
-            "stream": self.stream.state_dict(), "recent": recent, "episodes": self.episodes, "sums": sums,
+            "stream": self.stream.state_dict(), "recent": recent, "episodes": self.episodes, "sums": dict(self.sums),
             "count": self.count,
         }  # fmt: skip
 

@@ -166,7 +166,7 @@ def check_same_run(path, config, world_size):
     differing = [name for name in both if before[name] != now[name]]
     differing = [name for name in differing if not free(name, before)]
     if differing:
-        changes = "; ".join(f"{n}: {before.get(n)} then, {now.get(n)} now" for n in differing[:6])
+        changes = "; ".join(f"{n}: {before[n]} then, {now[n]} now" for n in differing[:6])
         raise DataError(
             f"{path} belongs to a run with another config ({changes}); set them back, choose another run.dir,"
             " or start again with resume=never"
