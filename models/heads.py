@@ -5,6 +5,7 @@
 (VPT, arXiv:2206.11795, the hierarchical action space).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -110,6 +111,70 @@ class Joint:
 
     def detach(self):
         return Joint(self.buttons_log_probs.detach(), self.camera_log_probs.detach(), self.camera_on, self.camera_null)
+
+
+@dataclass
+class Gaussian:
+    """Independent normals: mean [... a], log_std [a]. Squared error is its log-probability at a fixed deviation."""
+
+    mean: torch.Tensor
+    log_std: torch.Tensor
+
+    def log_prob(self, action):
+        """action [... a] -> [...]"""
+        z = (action - self.mean) * (-self.log_std).exp()
+        return (-0.5 * z**2 - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def sample(self, generator=None, temperature=1.0):
+        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device)
+        return self.mean + temperature * self.log_std.exp() * noise
+
+    def mode(self):
+        return self.mean
+
+    def entropy(self):
+        """[...]"""
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1).expand(self.mean.shape[:-1])
+
+    def kl(self, other):
+        """KL(self || other), [...]"""
+        ratio = 2 * (self.log_std - other.log_std)
+        distance = (self.mean - other.mean) ** 2 * (-2 * other.log_std).exp()
+        return 0.5 * (ratio.exp() + distance - 1 - ratio).sum(-1)
+
+    def detach(self):
+        return Gaussian(self.mean.detach(), self.log_std.detach())
+
+
+@dataclass
+class Categorical:
+    """log_probs [... n], normalised, over n classes."""
+
+    log_probs: torch.Tensor
+
+    @classmethod
+    def from_logits(cls, logits):
+        return cls(F.log_softmax(logits.float(), -1))
+
+    def log_prob(self, action):
+        """action int [...] -> [...]"""
+        return self.log_probs.gather(-1, action.long()[..., None])[..., 0]
+
+    def sample(self, generator=None, temperature=1.0):
+        return self.mode() if temperature == 0 else _categorical(self.log_probs / temperature, generator)
+
+    def mode(self):
+        return self.log_probs.argmax(-1)
+
+    def entropy(self):
+        return -(self.log_probs.exp() * self.log_probs).sum(-1)
+
+    def kl(self, other):
+        """KL(self || other), [...]"""
+        return (self.log_probs.exp() * (self.log_probs - other.log_probs)).sum(-1)
+
+    def detach(self):
+        return Categorical(self.log_probs.detach())
 
 
 def _categorical(log_probs, generator):
