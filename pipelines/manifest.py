@@ -3,7 +3,7 @@
 `<prefix>-NNNNN.json` is the manifest; renaming it into place is the commit point. It names a content-addressed tar
 `<prefix>-NNNNN-<sha12>.tar` and repeats every sample's metadata, so that a data set can be listed without opening a
 tar. A dataset is the set of manifests of a folder: a tar without one does not exist. Manifests carry a checksum of
-themselves. The parts of one unit of work are renamed into place last part first, so part 0 commits all of them.
+themselves. The parts of one unit of work are renamed into place part 0 last, which commits all of them.
 """
 
 import hashlib

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import os
 import tarfile
@@ -79,7 +80,7 @@ class ShardWriter:
         self.committed, self.pending = self.committed + made, []
 
     def _write(self, manifests):
-        for manifest in reversed(manifests):  # part 0 last: it commits the unit
+        for manifest in [*manifests[1:], *manifests[:1]]:  # part 0 last: it commits the unit
             disk.write_atomic(self.root / f"{self.prefix}-{manifest['part']:05d}.json", disk.sealed(manifest))
 
     def close(self):
@@ -115,10 +116,19 @@ class ShardWriter:
             raise DataError(f"shards were deleted from {self.root} while they were written; run the same command again")
 
     def _drop_leftovers(self):
-        """Parts of an earlier, longer version of the same unit, the committing one first."""
-        for path in sorted(self.root.glob(f"{self.prefix}-[0-9][0-9][0-9][0-9][0-9].json")):
-            if int(path.stem[-5:]) >= len(self.committed):
-                path.unlink(missing_ok=True)
+        """Parts of an earlier, longer version of the same unit, the committing one first.
+
+        Parts are committed in ascending order and dropped in descending order, so there are no gaps to look behind:
+        listing the folder for every unit would cost the square of their number.
+        """
+        first, paths = len(self.committed), []
+        for number in itertools.count(max(1, first)):
+            path = self.root / f"{self.prefix}-{number:05d}.json"
+            if not path.exists():
+                break
+            paths.append(path)
+        for path in [*([] if first else [self.root / f"{self.prefix}-00000.json"]), *reversed(paths)]:
+            path.unlink(missing_ok=True)
 
     def abort(self):
         """Drops what is not committed."""
