@@ -159,9 +159,10 @@ def _sane(meta):
     """Whether the numbers of a sample, where given, are such as can be counted and multiplied."""
     frames, fps = meta.get("frames", (0, 1)), meta.get("fps", 1.0)
     sides = [meta.get(name, 1) for name in ("height", "width")]
+    smallest = 0 if meta.get("spaces") else 1  # pixels; an episode of vectors has none
     return (
         len(frames) == 2 and all(type(n) is int for n in (*frames, *sides)) and 0 <= frames[0] <= frames[1] < 1 << 48
-        and all(0 < side <= MAX_SIDE for side in sides) and type(fps) in (int, float) and 0 < fps < MAX_FPS
+        and all(smallest <= side <= MAX_SIDE for side in sides) and type(fps) in (int, float) and 0 < fps < MAX_FPS
     ) if isinstance(frames, list | tuple) else False  # fmt: skip
 
 

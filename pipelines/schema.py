@@ -3,6 +3,8 @@
 A *clip* sample holds video only; a *trajectory* sample also holds actions. On disk both are three
 members of a tar that share a key: `<key>.mp4` (frames), `<key>.npz` (arrays), `<key>.json` (metadata).
 A *label* sample is `<key>.npz` + `<key>.json` whose key equals that of the clip it labels.
+A trajectory whose observations are vectors instead of frames has no mp4: one sample is one episode, see
+`pipelines.trajectories`.
 """
 
 import re
@@ -25,16 +27,21 @@ EFFECTIVE = "effective"  # bool [t k+2] the key or mouse axis visibly did someth
 KEY_PROBABILITIES = "key_probabilities"  # float16 [t k] labeller's probability that the key is held
 CAMERA_PROBABILITIES = "camera_probabilities"  # float16 [t 2 bins] labeller's distribution over mouse bins per axis
 COVERAGE = "coverage"  # bool [t] False where no label could be made
+# of an episode of vectors also, for its t steps, what `pipelines.trajectories` lists, and
+FINAL_OBSERVATION = "final_observation"  # float32 [s] what the last action led to
 
 # keys of a training batch
 OBSERVATION = "observation"  # uint8 [b t h w c] RGB, or float32 [b t s]
 FEATURES = "features"  # float32 [b t ...] computed from frames beforehand, in place of OBSERVATION
-ACTION = "action"  # int64 [b t 2] joint (buttons class, camera class)
+ACTION = "action"  # int64 [b t 2] joint (buttons class, camera class); of vectors float32 [b t a] or int64 [b t]
 BUTTONS_TARGET = "buttons_target"  # float32 [b t k] soft label over joint buttons classes
 CAMERA_TARGET = "camera_target"  # float32 [b t k] soft label over camera classes, given that the mouse moves
 BINS = "bins"  # int64 [b t 2] camera bins (pitch, yaw)
 MASK = "mask"  # bool [b t] True = real
 WEIGHT = "weight"  # float32 [b t] weight of the frame in the loss
+CONDITION = "condition"  # float32 [b t c] what the policy is asked for: return-to-go, goal, latent, ...
+TIMESTEP = "timestep"  # int64 [b t] steps since the episode's start
+NEXT_OBSERVATION = "next_observation"  # float32 [b t s]
 
 RECORDED, PSEUDO, NONE = "recorded", "pseudo", "none"  # provenance of actions
 
@@ -52,13 +59,14 @@ class SampleMeta:
     source_sha256: str
     frames: tuple[int, int]  # [start, stop) on the resampled timeline of the source
     fps: float
-    height: int
-    width: int
+    height: int = 0  # 0, 0: observations are vectors
+    width: int = 0
     provenance: str = NONE
     actions: dict | None = None  # action spec, see pipelines.actions.ActionSpec.to_dict
     labeller: str | None = None  # content hash of the model that wrote pseudo-actions
     notes: tuple[str, ...] = ()  # vfr, offset, leading_loss, truncated, ...
-    tags: dict = field(default_factory=dict)  # free: task, map, player, seed
+    tags: dict = field(default_factory=dict)  # free: task, map, player, seed, success
+    spaces: dict | None = None  # of an episode of vectors, see pipelines.trajectories.Spaces.to_dict
     schema: int = SCHEMA_VERSION
 
     def to_dict(self):
