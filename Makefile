@@ -4,11 +4,12 @@ VENV   ?= .venv
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test slow lint clean
+.PHONY: help install demo test test-slurm slow lint clean
 help:
-	@echo "make demo   the whole path on a real game: video -> labels -> policy -> RL, with a report"
-	@echo "make test   lint and the fast tests"
-	@echo "make slow   the tests marked slow"
+	@echo "make demo         the whole path on a real game: video -> labels -> policy -> RL, with a report"
+	@echo "make test         lint and the fast tests"
+	@echo "make test-slurm   those that start a Slurm of their own; needs root and apt-get install slurm-wlm munge"
+	@echo "make slow         the tests marked slow"
 	@echo "make install | lint | clean"
 
 install: $(VENV)/.installed
@@ -23,6 +24,9 @@ demo: install
 
 test: install lint
 	$(BIN)/python -m pytest
+
+test-slurm: install
+	$(BIN)/python -m pytest tests/slurm -v
 
 slow: install
 	$(BIN)/python -m pytest -m slow

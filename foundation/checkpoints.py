@@ -104,9 +104,9 @@ def save_atomically(trainer, path, keep=KEPT):
             with open(part, "rb+") as handle:
                 os.fsync(handle.fileno())
             for i in range(keep - 1, 0, -1):
-                older = earlier(path, i - 1)
-                if older.exists():
-                    os.replace(older, earlier(path, i))
+                newer = older(path, i - 1)
+                if newer.exists():
+                    os.replace(newer, older(path, i))
             os.replace(part, path)
     except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError on a full disk
         part.unlink(missing_ok=True)
@@ -115,7 +115,7 @@ def save_atomically(trainer, path, keep=KEPT):
         raise
 
 
-def earlier(path, i):
+def older(path, i):
     """The i-th file before `path`: last.ckpt, last-1.ckpt, ..."""
     return path if i == 0 else path.with_stem(f"{path.stem}-{i}")
 
@@ -130,7 +130,7 @@ def resume_path(folder, resume, config, world_size=1):
     if resume == "never":
         return None
     last, found = Path(folder) / LAST, None
-    candidates = [path for path in [last, *(earlier(last, i) for i in range(1, 100))] if path.exists()]
+    candidates = [path for path in [last, *(older(last, i) for i in range(1, 100))] if path.exists()]
     for path in candidates:
         if whole(path):
             found = path

@@ -47,14 +47,14 @@ def main(cfg):
     trainer.logger.save()
     summary = {"frames/train": data.frames, "steps": trainer.global_step, "parameters": count(net), **data.set_aside}
     measured = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
-    summary |= measured or earlier(folder)
+    summary |= measured or ended_with(folder)
     scores, statistics = task.report(data.validation, folder, data.fps) if data.validation else ({}, {})
     summary |= scores
     hub.save_trained(folder / "model", task.net, net_config, data, summary, cfg, statistics, started)
     return summary
 
 
-def earlier(folder):
+def ended_with(folder):
     """Training and validation numbers of the run that was already at its end when it was started again."""
     path = folder / "summary.json"
     numbers = json.loads(path.read_text()) if path.is_file() else {}

@@ -10,6 +10,7 @@ from foundation.checkpoints import Checkpoint
 from foundation.evaluate import play
 from foundation.finetuning.ppo import PPO
 from foundation.rollout import Environments, OnPolicy, Rollout, training_seed
+from foundation.training import quiet
 from pipelines.schema import ACTION, MASK, OBSERVATION, DataError
 from tests.foundation.toy_world import CODEC, Bar, TinyPolicy
 
@@ -28,7 +29,8 @@ def fit(agent, stream, folder=None):
         logger=csv_logger(folder) if folder else False,
         callbacks=[experience, Checkpoint(folder, {})] if folder else [],
     )  # fmt: skip
-    trainer.fit(agent, stream)
+    with quiet():
+        trainer.fit(agent, stream)
     return trainer
 
 
@@ -124,7 +126,8 @@ def test_rollouts_use_the_weights_of_the_moment(tmp_path):
         accelerator="cpu", max_epochs=1, logger=False, enable_progress_bar=False, enable_checkpointing=False,
         enable_model_summary=False, callbacks=[After()],
     )  # fmt: skip
-    trainer.fit(agent, stream)
+    with quiet():
+        trainer.fit(agent, stream)
     assert trainer.global_step == len(stream) == 16
     assert used[1:] == after[3:-1:4]
     assert len(set(used)) == 4
