@@ -66,8 +66,10 @@ def test_statistics_by_task_and_through_a_file():
         normalizer.rows([{"task": "c"}])
 
 
-@pytest.mark.parametrize("values", [{}, {"state_mean": [0.0], "state_std": [0.0]}, {"state_mean": [0], "state_std": [1, 2]},
-                                    {"state_mean": "x", "state_std": [1]}, None])  # fmt: skip
+DAMAGED = [{}, {"state_mean": [0.0], "state_std": [0.0]}, {"state_mean": [0], "state_std": [1, 2]}]
+
+
+@pytest.mark.parametrize("values", [*DAMAGED, {"state_mean": "x", "state_std": [1]}, None])
 def test_damaged_statistics_are_refused(values):
     with pytest.raises(DataError, match="missing or damaged"):
         Normalizer.from_dict(values)
@@ -153,9 +155,10 @@ def test_windows_are_drawn_as_often_as_their_weight_says():
 
 
 def test_a_batch_depends_on_seed_and_step_alone_and_ranks_share_it():
-    make = lambda **changes: WindowSampler(
-        np.full(3, 1 / 3), [0, 5, 9, 20], **{"batch_size": 8, "total_steps": 6, **changes}
-    )  # noqa: E501,E731
+    def make(**changes):
+        settings = {"batch_size": 8, "total_steps": 6, **changes}
+        return WindowSampler(np.full(3, 1 / 3), [0, 5, 9, 20], **settings)
+
     straight, resumed = list(make()), list(make(start_step=4))
     np.testing.assert_array_equal(straight[4:], resumed)
     assert not np.array_equal(straight[0], straight[1]) and not np.array_equal(straight[0], make(seed=1).batch(0))
@@ -181,7 +184,10 @@ def test_a_window_by_hand():
 
 def test_conditions():
     data = flat([2, 1], rewards=[1, 2, 4], discrete=True)
-    ask = lambda condition: EpisodeWindows(data, 2, condition=condition).__getitems__([0, 2])["condition"]  # noqa: E731
+
+    def ask(condition):
+        return EpisodeWindows(data, 2, condition=condition).__getitems__([0, 2])["condition"]
+
     assert ask("delayed")[..., 0].tolist() == [[3, 3], [4, 0]]
     goals = np.arange(6, dtype=np.float32).reshape(3, 2)
     assert ask(goals).tolist() == [[[0, 1], [2, 3]], [[4, 5], [0, 0]]]
