@@ -23,6 +23,22 @@ def load_task(name):
     return OmegaConf.load(path)
 
 
+def tasks_of(task):
+    """What commands loop over: one resolved mapping per name of a task whose `name` is a list, or stands for one (mt40).
+
+    `task`: a name, or the mapping of a task YAML.
+    """
+    task = load_task(task) if isinstance(task, str) else task
+    task = OmegaConf.to_container(task) if OmegaConf.is_config(task) else dict(task)
+    names = task["name"] if isinstance(task["name"], list) else [task["name"]]
+    target = construct.find_class(task["env"]["_target_"], PACKAGE, object)
+    names = [full for name in names for full in getattr(target, "names", lambda name: [name])(name)]
+    if not names:
+        raise DataError("task.name is an empty list; give at least one name")
+    made = [OmegaConf.create({**task, "name": name}) for name in dict.fromkeys(names)]
+    return [OmegaConf.to_container(one, resolve=True) for one in made]
+
+
 def check_targets(value, path):
     """DataError unless every `_target_` in the mapping, however deep, is a class that our own package defines.
 
