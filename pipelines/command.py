@@ -35,8 +35,11 @@ def command(name):
     """
 
     def decorate(function):
+        state = {}
+
         @functools.wraps(function)
         def run(cfg):
+            state["composing"] = False
             try:
                 check_values(cfg, yaml.safe_load((Path(CONFIGS) / f"{name}.yaml").read_text(encoding="utf-8")))
                 return execute(function, cfg)
@@ -51,12 +54,14 @@ def command(name):
         @functools.wraps(entry)
         def started(*arguments):
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its own errors on instead of printing a traceback
+            state["composing"] = True
             try:
                 return entry(*arguments)
-            except (*USER_ERRORS, HydraException) as error:
-                if "debug=true" in sys.argv:
+            except (*USER_ERRORS, HydraException, yaml.YAMLError, UnicodeDecodeError) as error:
+                if "debug=true" in sys.argv or (isinstance(error, UnicodeDecodeError) and not state["composing"]):
                     raise
-                print(f"\n{name}: {error}\n", file=sys.stderr)
+                where = "a config is no text: " if isinstance(error, UnicodeDecodeError) else ""
+                print(f"\n{name}: {where}{error}\n", file=sys.stderr)
                 sys.exit(getattr(error, "status", 2))
 
         started.function = function

@@ -1,11 +1,14 @@
 """Wrong command lines end with one clear message and status 2, never with a traceback."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from pipelines.command import kind, wrong_kinds
+from pipelines import peek as command
+from pipelines.command import CONFIGS, kind, wrong_kinds
 
 
 def peek(*overrides):
@@ -31,3 +34,15 @@ def test_kinds_of_values():
     given = {"steps": 1.5, "rate": "x", "size": 3, "on": 1, "run": {"seed": "x"}}
     assert [line.split("=")[0] for line in wrong_kinds(given, written)] == ["steps", "rate", "size", "on", "run.seed"]
     assert not kind(5)[1](True)
+
+
+@pytest.mark.parametrize("damage", [b"\x9c", b"run: {dir: ", b"a: [1\n", b"\0"])
+def test_a_damaged_config_is_told_as_such(tmp_path, monkeypatch, capsys, damage):
+    folder = shutil.copytree(CONFIGS, tmp_path / "configs")
+    path = Path(folder, "peek.yaml")
+    path.write_bytes(path.read_bytes() + damage)
+    monkeypatch.setattr(sys, "argv", ["peek", "--config-path", str(folder), f"run.dir={tmp_path / 'run'}", "shards=x"])
+    with pytest.raises(SystemExit) as stop:
+        command.main()
+    assert stop.value.code == 2
+    assert "peek: " in capsys.readouterr().err
