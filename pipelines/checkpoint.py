@@ -6,7 +6,8 @@
     README.md           model card
 
 Only classes under `models.` are built, pickles are never opened, and `config.yaml` records the sha256 of the weights:
-it is written last, so a folder whose writer was killed, or whose bytes changed, is told from a good one.
+it is written last, so a folder whose writer was killed, or whose bytes changed, is told from a good one. Both texts
+carry a checksum of their values, `check`: a wrong digit in `fps` would otherwise make wrong labels, and no error.
 """
 
 import dataclasses
@@ -37,6 +38,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".weights", ".mode
 MAX_CONFIG_BYTES = 1 << 20  # the largest of ours, with 8,641 action classes, has 0.1 MB
 MAX_STATISTICS_BYTES = 16 << 20
 MAX_SIDE = 4096  # pixels of a frame's side
+CHECK = "check"  # entry of a text with the checksum of all others
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,9 @@ def save(folder, net_config, net, extras, card):
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in net.state_dict().items()}
     config["weights_sha256"] = replace(folder / WEIGHTS, lambda part: save_file(weights, part))
-    write_text(folder / STATISTICS, json.dumps(statistics, indent=1, sort_keys=True) + "\n")
+    write_statistics(folder, statistics, config["weights_sha256"])
     write_text(folder / CARD, card.rstrip("\n") + "\n")
-    write_text(folder / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))  # the commit point
+    write_text(folder / CONFIG, yaml.safe_dump(sealed(config), sort_keys=False, allow_unicode=True))  # the commit point
     return folder
 
 
@@ -93,7 +95,6 @@ def load(where):
 def read(folder):
     """The Bundle in a local folder."""
     config = read_config(folder)
-    statistics = read_statistics(folder)
     weights, weights_sha256 = read_weights(folder)
     if config.get("weights_sha256") not in (None, weights_sha256):
         raise DataError(
@@ -104,6 +105,7 @@ def read(folder):
     spec, size, fps = contract(config, folder)
     net = build_to_fit(config["net"], weights, folder)
     net.load_state_dict(weights)
+    statistics = read_statistics(folder, weights_sha256)
     return Bundle(net.eval(), spec, size, fps, config, statistics, content_hash(config, statistics, weights_sha256))
 
 
@@ -128,8 +130,38 @@ def update_statistics(folder, values):
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
         raise DataError(f"{folder} is no hub folder on this machine; statistics are written to local ones only")
-    statistics = {**read_statistics(folder), **plain(values, "statistics")}
-    write_text(folder / STATISTICS, json.dumps(statistics, indent=1, sort_keys=True) + "\n")
+    weights_sha256 = file_sha256(folder / WEIGHTS)
+    write_statistics(folder, read_statistics(folder, weights_sha256) | plain(values, "statistics"), weights_sha256)
+
+
+def write_statistics(folder, statistics, weights_sha256):
+    text = json.dumps(sealed(statistics, weights_sha256), indent=1, sort_keys=True)
+    write_text(folder / STATISTICS, f"{text}\n")
+
+
+def sealed(values, weights_sha256=None):
+    """`values` with their checksum, which comes first: a file that is cut short keeps it."""
+    return {CHECK: checksum(values, weights_sha256), **values}
+
+
+def unsealed(values, path, weights_sha256=None):
+    """`values` without their checksum, if they have one; DataError if it is that of other values or weights."""
+    values = dict(values)
+    given = values.pop(CHECK, None)
+    try:
+        intact = given in (None, checksum(values, weights_sha256))
+    except TypeError as error:  # names that cannot be put in order
+        raise DataError(f"{path} has names that are no text ({error}); copy it again") from error
+    if not intact:
+        raise DataError(
+            f"{path} is damaged or was changed (its checksum differs); copy it again or, if the change is yours, delete"
+            f" its entry `{CHECK}`"
+        )
+    return values
+
+
+def checksum(*values):
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def read_config(folder):
@@ -145,17 +177,17 @@ def read_config(folder):
             f"{folder / CONFIG} has schema {config.get('schema')!r}, this version reads {SCHEMA_VERSION};"
             " save the model again or install the matching release"
         )
-    return config
+    return unsealed(config, folder / CONFIG)
 
 
-def read_statistics(folder):
+def read_statistics(folder, weights_sha256):
     path = folder / STATISTICS
     if not path.is_file():
         return {}
     statistics = untrusted.read_json(path, MAX_STATISTICS_BYTES)
     if not isinstance(statistics, dict) or not isinstance(statistics.get("label_report", {}), dict):
         raise DataError(f"{path} is no table of named numbers; copy the folder again, or delete this file")
-    return statistics
+    return unsealed(statistics, path, weights_sha256)
 
 
 def read_weights(folder):

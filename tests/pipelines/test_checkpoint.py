@@ -24,6 +24,7 @@ def folder(tmp_path):
 
 def edit(folder, change):
     config = yaml.safe_load((folder / "config.yaml").read_text())
+    config.pop("check", None)  # the change is ours
     change(config)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
 
@@ -182,3 +183,27 @@ def test_statistics_that_are_not_json_are_told(folder):
         checkpoint.load(folder)
     (folder / "statistics.json").unlink()
     assert json.dumps(checkpoint.load(folder).statistics) == "{}"
+
+
+def test_changed_values_are_told_and_can_be_allowed(folder, tmp_path):
+    path = folder / "config.yaml"
+    good = path.read_text()
+    for change in (lambda text: text.replace("fps: 17.5", "fps: 17.4"), lambda text: text[: text.index("fps:")]):
+        path.write_text(change(good))
+        with pytest.raises(DataError, match=r"config\.yaml is damaged or was changed .* delete its entry `check`"):
+            checkpoint.load(folder)
+    path.write_text(good.replace("fps: 17.5", "fps: 17.4").replace("check:", "#"))
+    assert checkpoint.load(folder).fps == 17.4
+    path.write_text(good)
+    other = checkpoint.save(tmp_path / "other", NET, FactoredHead(4, 6, 11), {"statistics": {"mean": 0}}, "")
+    changed = (folder / "statistics.json").read_text().replace("2.0", "3.0")
+    for text in (changed, (other / "statistics.json").read_text()):
+        (folder / "statistics.json").write_text(text)
+        with pytest.raises(DataError, match=r"statistics\.json is damaged or was changed"):
+            checkpoint.load(folder)
+
+
+def test_names_that_are_no_text_are_refused(folder):
+    edit(folder, lambda c: c.update({5: "x"}))
+    with pytest.raises(DataError, match="names that are no text"):
+        checkpoint.load(folder)
