@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-INTERVAL = 0.5  # seconds between looks: shorter peaks can be missed
+INTERVALS = 0.1, 2.0  # seconds between looks, the shortest and the longest: shorter peaks can be missed
+SHARE = 50  # of the time so far that passes until the next look: a look costs milliseconds of somebody's CPU
 TAIL = 2000  # characters of the log of a command that failed
 
 
@@ -58,7 +59,7 @@ def run(module, *overrides, log, threads=1):
             while process.poll() is None:
                 usage.look(process)
                 with contextlib.suppress(subprocess.TimeoutExpired, psutil.TimeoutExpired):
-                    process.wait(INTERVAL)
+                    process.wait(min(max(INTERVALS[0], (time.monotonic() - start) / SHARE), INTERVALS[1]))
         except BaseException:
             process.kill()
             raise

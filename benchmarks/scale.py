@@ -3,11 +3,13 @@
     python -m benchmarks.scale                                        10^4, 10^5 and 10^6 frames, files of 100
     python -m benchmarks.scale --frames 1000 10000 --folder /fast/disk  smaller, elsewhere
 
-The video is real: `foundation.collect` records Doom, the recordings are cut into clips, and the clips are copied until
-there are enough files. Each file is decoded, hashed, stored and labelled on its own; copies carry a number in a box
-that players skip, because ingest sets aside files with equal bytes. Every stage is the command that you would type, in
-processes of its own, into an empty folder; seconds and memory include Python's start. Training takes the same number of
-steps at every size, so what can grow with the data is its start and its memory; `cache_gb` is too small for any size.
+The video is real: `foundation.collect` records Doom, the recordings are scaled and cut into clips, and the clips are
+copied until there are enough files. Each file is decoded, hashed, stored and labelled on its own; copies carry a number
+in a box that players skip, because ingest sets aside files with equal bytes. Pictures are small, since files and frames
+are counted here, not pixels: `benchmarks/ingest.py` and `benchmarks/label.py` measure those. Every stage is the command
+that you would type, in processes of its own, into an empty folder; seconds and memory include Python's start. Training
+takes the same number of steps at every size and keeps no decoded frames, so what can grow with the data is its start
+and its index.
 
 Growth compares with the size before: of the CPU time per frame (1 = linear, below 1 = a start that is shared by more
 frames) and of the peak memory of all processes together (1 = constant). Then two workers against one on the same files.
@@ -30,7 +32,6 @@ from pipelines.video import open_reader
 FPS = 17.5  # of foundation.collect
 SMALL_IDM = {"channels": "[8,16,16]", "dim": 32, "heads": 2, "layers": 1, "window": 32}
 SMALL_POLICY = {"channels": "[8,16,16,16]", "dim": 32, "heads": 2, "layers": 1}
-CACHE_GB = 0.05  # decoded frames that training keeps
 RECORDINGS = 3  # that a labeller is trained on
 STAGES = ("ingest", "label", "train", "workers")
 
@@ -43,7 +44,8 @@ def arguments(given=None):
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
     parser.add_argument("--pair", type=int, help="frames for one worker against two; default: the second largest size")
     parser.add_argument("--steps", type=int, default=30, help="of training")
-    parser.add_argument("--size", nargs=2, type=int, default=[32, 40], help="height and width of stored frames")
+    parser.add_argument("--size", nargs=2, type=int, default=[16, 20], help="height and width of stored frames")
+    parser.add_argument("--video-size", nargs=2, type=int, default=[60, 80], help="height and width of the videos")
     parser.add_argument("--plays", help="recordings with action logs to cut up, instead of new ones")
     parser.add_argument("--idm", help="run folder of a trained labeller, instead of one trained for some steps")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
@@ -66,7 +68,7 @@ def make_videos(args):
     missing = [number for number in range(count) if not (videos / f"{number:06d}.mp4").exists()]
     if not missing:
         return
-    clips = cut(recordings(args), args.frames_per_file, min(args.distinct, count))
+    clips = cut(recordings(args), args.frames_per_file, min(args.distinct, count), tuple(args.video_size))
     for number in tqdm(missing, desc="videos", disable=None):
         part = videos / ".part"
         part.write_bytes(clips[number % len(clips)] + free_box(number))
@@ -84,11 +86,11 @@ def recordings(args):
     return args.folder / "plays"
 
 
-def cut(plays, length, count):
-    """`count` MP4 files of `length` frames each, as bytes."""
+def cut(plays, length, count, size):
+    """`count` MP4 files of `length` frames each, as bytes; fewer where there is too little to cut up."""
     clips = []
     for play in sorted(plays.glob("*.mp4")):
-        reader = open_reader(play)
+        reader = open_reader(play, size=size)
         for start in range(0, len(reader.table) - length + 1, length):
             if len(clips) < count:
                 clips.append(encode(reader.frames(range(start, start + length)), FPS))
@@ -129,7 +131,7 @@ def train(args, frames):
     net = [f"method.net.{name}={value}" for name, value in SMALL_POLICY.items()]
     return command(
         args, "foundation.pretrain", "method=vpt", f"data.train={args.folder}/clips-{frames}",
-        f"data.labels={args.folder}/labels-{frames}", f"steps={args.steps}", f"data.cache_gb={CACHE_GB}",
+        f"data.labels={args.folder}/labels-{frames}", f"steps={args.steps}", "data.cache_gb=0",
         "resume=never", *net,
     )  # fmt: skip
 

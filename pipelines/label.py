@@ -222,15 +222,14 @@ def label_unit(shards, unit, labeller, out, progress=None):
 
 def counts(units, out):
     """What of the units is in `out`."""
-    done = {unit.id: disk.finished(out, unit.prefix, unit.id) for unit in units}
-    parts = [part for manifests in done.values() for part in manifests or ()]
-    return {
-        "label/shards": len(units),
-        "label/shards_finished": sum(manifests is not None for manifests in done.values()),
-        "label/clips": sum(part["samples"] for part in parts),
-        "label/frames": sum(part["frames"] for part in parts),
-        "label/rejected": len(rejects(parts)),
-    }
+    found = {f"label/{name}": 0 for name in ("shards_finished", "clips", "frames", "rejected")}
+    for unit in units:  # one after another: the manifests of all would fill the memory
+        parts = disk.finished(out, unit.prefix, unit.id)
+        found["label/shards_finished"] += parts is not None
+        found["label/clips"] += sum(part["samples"] for part in parts or ())
+        found["label/frames"] += sum(part["frames"] for part in parts or ())
+        found["label/rejected"] += len(rejects(parts or ()))
+    return {"label/shards": len(units), **found}
 
 
 def rejects(parts):
@@ -261,8 +260,8 @@ def to_run(units, cfg):
 
 def finish(cfg, units, lost, summary):
     """Writes `rejected.jsonl` of this rank and clears what killed writers left behind."""
-    parts = [part for unit in units for part in disk.finished(cfg.out, unit.prefix, unit.id) or ()]
-    lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) for row in rejects(parts) + lost]
+    rows = [row for unit in units for row in rejects(disk.finished(cfg.out, unit.prefix, unit.id) or ())]
+    lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) for row in rows + lost]
     path = Path(cfg.run.dir) / "rejected.jsonl"
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     gc.collect(cfg.out)

@@ -38,7 +38,7 @@ REMEDY = "make the shard again, or leave it out with on_damage=set_aside"
 log = logging.getLogger("foundation-policy")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One sample of a dataset."""
 

@@ -23,8 +23,8 @@ class Track:
     """One source video on its timeline of n frames; frame i is row `row[i]` of clip `clip[i]`."""
 
     source: str
-    clip: np.ndarray  # str [n] clip keys
-    row: np.ndarray  # int64 [n]
+    clip: np.ndarray  # [n] clip keys; objects, as a key takes more bytes than the rest of its frame
+    row: np.ndarray  # int32 [n]
     keys: np.ndarray  # uint8 [n k]
     mouse: np.ndarray  # float32 [n 2] degrees
     first: np.ndarray  # bool [n] starts of episodes, where known
@@ -42,12 +42,18 @@ class Track:
         return replace(self, **arrays)
 
 
-def load_tracks(shards, labels=None, limit_frames=None):
+def load_tracks(shards, labels=None, limit_frames=None, soft=True):
     """Tracks of trajectory shards, or of clip shards with the label shards made from them.
 
     shards, labels: `pipelines.shards.Shards`. limit_frames keeps whole clips, in order, up to that many frames.
+    soft=False leaves out the labeller's probabilities, which take most of the memory of labelled tracks.
     Raises DataError when clips have no actions and no labels were given.
     """
+    return list(each_track(shards, labels, limit_frames, soft))
+
+
+def each_track(shards, labels=None, limit_frames=None, soft=True):
+    """Yields what `load_tracks` returns, one video after another."""
     labelled = {entry.key for entry in labels.entries} if labels else None
     by_source = OrderedDict()
     total, unlabelled = 0, 0
@@ -61,10 +67,11 @@ def load_tracks(shards, labels=None, limit_frames=None):
         total += entry.meta["frames"][1] - entry.meta["frames"][0]
     if labels and not by_source:
         raise DataError(f"none of the {unlabelled} clips has a label in the label shards; were they made from others?")
-    return [_track(source, shards, entries, labels) for source, entries in by_source.items()]
+    for source, entries in by_source.items():
+        yield _track(source, shards, entries, labels, soft)
 
 
-def _track(source, shards, entries, labels):
+def _track(source, shards, entries, labels, soft):
     parts = []
     for entry in entries:
         arrays = (labels or shards).arrays(entry.key)
@@ -84,17 +91,18 @@ def _track(source, shards, entries, labels):
     first = joined(schema.FIRST, np.zeros(sum(length), bool)).astype(bool)
     first[np.cumsum([0, *length[:-1]])[gaps(entries)]] = True  # a clip left out, by a filter say: memory starts anew
     n = sum(length)
-    soft = [joined(schema.KEY_PROBABILITIES), joined(schema.CAMERA_PROBABILITIES)]
+    names = (schema.KEY_PROBABILITIES, schema.CAMERA_PROBABILITIES) if soft else ()
+    probabilities = {name: p.astype(np.float32) for name in names if (p := joined(name)) is not None}
     return Track(
         source=source,
-        clip=np.repeat([key for key, _ in parts], length),
-        row=np.concatenate([np.arange(m) for m in length]),
+        clip=np.repeat(np.array([key for key, _ in parts], object), length),
+        row=np.concatenate([np.arange(m, dtype=np.int32) for m in length]),
         keys=joined(schema.KEYS),
         mouse=joined(schema.MOUSE),
         first=first,
         loss=joined(schema.COVERAGE, np.ones(n, bool)).astype(bool),
-        key_probabilities=None if soft[0] is None else soft[0].astype(np.float32),
-        camera_probabilities=None if soft[1] is None else soft[1].astype(np.float32),
+        key_probabilities=probabilities.get(schema.KEY_PROBABILITIES),
+        camera_probabilities=probabilities.get(schema.CAMERA_PROBABILITIES),
         effective=joined(schema.EFFECTIVE),
     )
 
@@ -147,12 +155,12 @@ class FrameStore:
         return self.cache[clip][rows]
 
     def get(self, clips, rows):
-        """Frames of a window that may span clips: str [t], int [t] -> uint8 [t h w c]."""
+        """Frames of a window that may span clips: keys [t], int [t] -> uint8 [t h w c]."""
         return np.concatenate([self.rows(clip, part) for clip, part in pieces(clips, rows)])
 
 
 def pieces(clips, rows):
-    """Splits a timeline, str [t] and int [t], where the clip changes -> (clip key, rows) in order."""
+    """Splits a timeline, keys [t] and int [t], where the clip changes -> (clip key, rows) in order."""
     edges = np.flatnonzero(clips[1:] != clips[:-1]) + 1
     parts = zip(np.split(clips, edges), np.split(rows, edges), strict=True)
     return [(str(c[0]), r) for c, r in parts if len(c)]

@@ -14,7 +14,7 @@ from pipelines.features import FeatureStore
 from pipelines.filter import Kept
 from pipelines.schema import DataError
 from pipelines.shards import Shards
-from pipelines.stream import FrameStore, LaneSampler, StepSampler, WindowDataset, handle_nulls, load_tracks
+from pipelines.stream import FrameStore, LaneSampler, StepSampler, WindowDataset, each_track, handle_nulls, load_tracks
 from pipelines.transforms import ClipAugment
 
 SOURCES_SHOWN = 8
@@ -51,9 +51,10 @@ class ShardData(L.LightningDataModule):
         self.window = {"codec": self.codec, "length": length, "seed": seed}
         self.window["input_key"] = schema.FEATURES if self.features else schema.OBSERVATION
         limit = None if hours is None else round(hours * 3600 * self.fps)
-        tracks = load_tracks(self.shards, labels, limit)
-        self.frames = sum(map(len, tracks))
-        self.tracks = [handle_nulls(t, self.codec, nulls) for t in tracks]
+        self.frames, self.tracks = 0, []
+        for track in each_track(self.shards, labels, limit, soft=targets != "hard"):
+            self.frames += len(track)
+            self.tracks.append(handle_nulls(track, self.codec, nulls))
         self.dataset = WindowDataset(
             self.tracks, self._frames(self.shards, cache_gb), stride=stride, labels=targets,
             augment=ClipAugment(**augment) if augment else None, **self.window,
