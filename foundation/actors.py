@@ -3,10 +3,18 @@
 An actor has `start(slots)` at the first frame, `act(frame) -> actions`, and `keep(rows)` when some slots are done.
 """
 
+import logging
+
+import numpy as np
 import torch
 
 from foundation.envs.doom_player import ScriptedPlayer
 from foundation.rollout import on_cpu, take, to_environment
+from pipelines.schema import ACTION, CONDITION, OBSERVATION, REWARD, TIMESTEP, DataError
+from pipelines.trajectories import Spaces
+from pipelines.trajectory_windows import Normalizer
+
+log = logging.getLogger("foundation-policy")
 
 
 class PolicyActor:
@@ -90,3 +98,99 @@ class PlayerActor:
         if first:
             player.reset()
         return None if slot.done else player.act()  # a finished game has no state to read, and ignores the action
+
+
+class SequenceActor:
+    """Acts on vectors with a sequence policy of a hub folder, which is asked for a return.
+
+    What came is taken off what is asked for: condition = (target - rewards so far) / scale, or, with a policy trained
+    on condition=delayed, target / scale throughout. target: a return, "q0.9" = that quantile of the training data's
+    returns, None = q0.9. States are normalised as in training.
+    """
+
+    def __init__(self, bundle, target=None, seed=0, greedy=True, device="cpu"):
+        self.policy, self.device, self.seed, self.greedy = bundle.net.eval().to(device), device, seed, greedy
+        self.spaces = Spaces.from_dict(bundle.config["spaces"])
+        self.scale = float(bundle.statistics.get("returns_scale", 1.0))
+        self.target = target_return(target, bundle.statistics)
+        self.delayed = bundle.config.get("condition") == "delayed"
+        self.normalizer = Normalizer.from_dict(bundle.statistics) if "state_mean" in bundle.statistics else None
+
+    def start(self, slots):
+        self.generator = torch.Generator().manual_seed(self.seed)
+        self.state = self.policy.initial_state(len(slots), self.device)
+        tags = [getattr(slot.environment, "tags", {}) for slot in slots]
+        self.rows = None if self.normalizer is None else self.normalizer.rows(tags)
+        self.asked = np.full(len(slots), self.target, np.float64)
+        self.timestep = np.zeros(len(slots), np.int64)
+        self.action = None
+
+    def keep(self, rows):
+        self.state, self.rows = take(self.state, rows), None if self.rows is None else self.rows[rows]
+        self.asked, self.timestep, self.action = self.asked[rows], self.timestep[rows], self.action[rows]
+
+    @torch.no_grad()
+    def act(self, frame):
+        """Frame of b environments -> b actions."""
+        self.asked = np.where(frame.first, self.target, self.asked - (0.0 if self.delayed else frame.reward))
+        self.timestep = np.where(frame.first, 0, self.timestep + 1)
+        states = frame.observation if self.normalizer is None else self.normalizer(frame.observation, self.rows)
+        now = {
+            OBSERVATION: torch.from_numpy(np.asarray(states, np.float32)),
+            CONDITION: torch.from_numpy((self.asked / self.scale).astype(np.float32))[:, None],
+            TIMESTEP: torch.from_numpy(self.timestep.clip(max=self.policy.max_timestep - 1)),
+            ACTION: self.action, REWARD: torch.from_numpy(frame.reward)[:, None],
+        }  # fmt: skip
+        if self.action is None:
+            del now[ACTION], now[REWARD]
+        now = {name: value.to(self.device) for name, value in now.items()}
+        first = torch.from_numpy(frame.first).to(self.device)
+        distribution, _, self.state = self.policy.step(now, first, self.state)
+        self.action = (distribution.mode() if self.greedy else distribution.cpu().sample(self.generator)).cpu()
+        return list(self.spaces.from_unit(self.action.numpy()))
+
+
+def target_return(target, statistics):
+    """The return to ask for; a number, or "q<quantile>" of the training data's returns. Warns beyond their best."""
+    known = statistics.get("returns") or {}
+    try:
+        quantiles = sorted((float(q), float(value)) for q, value in known.items())
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DataError(f"the model's statistics hold damaged quantiles of returns ({error})") from error
+    target = "q0.9" if target is None else target
+    if isinstance(target, str):
+        share = number(target.removeprefix("q"))
+        if not target.startswith("q") or share is None or not 0 <= share <= 1:
+            raise DataError(f"target={target!r}: expected a return, or a quantile such as q0.9")
+        if not quantiles:
+            raise DataError(f"target={target}: the model does not say what returns its data had; give a number")
+        return float(np.interp(share, *zip(*quantiles, strict=True)))
+    if quantiles and target > quantiles[-1][1]:
+        log.warning("target=%g is beyond the best return of the training data, %g (q1)", target, quantiles[-1][1])
+    return float(target)
+
+
+def number(text):
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+class UniformActor:
+    """Uniform over the box of actions, or over the discrete ones: the policy that knows nothing."""
+
+    def __init__(self, spaces, seed=0):
+        self.spaces, self.seed = spaces, seed
+
+    def start(self, slots):
+        self.generator = np.random.default_rng(self.seed)
+
+    def keep(self, rows):
+        pass
+
+    def act(self, frame):
+        b, spaces = len(frame.first), self.spaces
+        if spaces.n_actions is not None:
+            return list(self.generator.integers(spaces.n_actions, size=b))
+        return list(spaces.from_unit(self.generator.uniform(-1, 1, (b, spaces.action_dim))))

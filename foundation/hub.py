@@ -7,11 +7,9 @@ import torch
 from pipelines import card, checkpoint, remote
 from pipelines.command import command_line, machine
 from pipelines.schema import DataError
-from pipelines.shards import Shards
 
 log = logging.getLogger("foundation-policy")
 KINDS = {True: "policy", False: "inverse-dynamics"}  # by whether the network acts
-SOURCES_SHOWN = 8
 
 
 def load(where):
@@ -26,32 +24,14 @@ def save(folder, net, net_config, extras, lead, tables, title):
 
 
 def save_trained(folder, net, net_config, data, summary, cfg, statistics=None, started="random weights"):
-    """Writes what pretraining made: `net` with its action spec, frame size and rate, numbers and their provenance."""
-    extras = {"actions": data.spec, "size": data.size, "fps": data.fps, "statistics": statistics or {}}
+    """Writes what pretraining made: `net` with the contract of its data, numbers and their provenance."""
+    extras = {**data.contract(), "statistics": {**data.statistics(), **(statistics or {})}}
     lead = (
-        f"`{net_config['_target_']}` for {data.spec.name} actions, frames {data.size[0]}x{data.size[1]} RGB at"
-        f" {data.fps:g} Hz; started from {started}, seed {cfg.run.seed}, on {machine_words()}."
+        f"`{net_config['_target_']}` for {data.words()}; started from {started}, seed {cfg.run.seed}, on"
+        f" {machine_words()}."
     )
-    tables = {"Data": provenance(data, cfg), "Measured": card.numbers(summary)}
+    tables = {"Data": data.provenance(), "Measured": card.numbers(summary)}
     return save(folder, net, net_config, extras, lead, tables, cfg.run.name)
-
-
-def provenance(data, cfg):
-    """Where training data came from: {fact: value}."""
-    metas = [entry.meta for entry in data.shards.entries]
-    sources = sorted({meta["source_sha256"] for meta in metas})
-    labellers = {entry.meta.get("labeller") for entry in (Shards(cfg.data.labels).entries if cfg.data.labels else ())}
-    return {
-        "training shards": f"{cfg.data.train}, fingerprint {data.shards.fingerprint()}",
-        "frames": data.frames,
-        "hours": data.frames / data.fps / 3600,
-        "source videos": len(sources),
-        "sha256 of source videos": [digest[:12] for digest in sources[:SOURCES_SHOWN]]
-        + (["..."] if len(sources) > SOURCES_SHOWN else []),
-        "actions": "pseudo-labels" if cfg.data.labels else sorted({meta["provenance"] for meta in metas}),
-        "labels": f"{cfg.data.labels}, by {sorted(map(str, labellers))}" if cfg.data.labels else None,
-        "validation shards": cfg.data.validation,
-    }
 
 
 def origin(init, bundle):

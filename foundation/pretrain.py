@@ -10,8 +10,7 @@ from hydra.utils import get_class
 from foundation import callbacks, hub
 from foundation.checkpoints import Checkpoint, StepSeed, resume_path, step_of
 from foundation.preemption import Preemption
-from foundation.pretraining.data import ShardData
-from foundation.training import derive, fit_from, make_trainer, plain, world_size
+from foundation.training import fit_from, make_trainer, plain, world_size
 from pipelines import checkpoint
 from pipelines.command import command, run_folder
 from pipelines.schema import DataError
@@ -24,8 +23,9 @@ def main(cfg):
     L.seed_everything(cfg.run.seed, verbose=False)
     check_frozen(cfg)
     folder = run_folder(cfg)
-    data = ShardData(**plain(cfg.data), steps=cfg.steps, seed=cfg.run.seed)
-    net_config = derive(plain(cfg.method.net), data.size, data.codec)
+    source = plain(cfg.data)
+    data = get_class(source.pop("_target_"))(**source, steps=cfg.steps, seed=cfg.run.seed)
+    net_config = data.derive(plain(cfg.method.net))
     net, started = initial_net(net_config, cfg.init)
     net = net.to(memory_format=torch.channels_last)  # convolutions are faster so
     method = plain(cfg.method)
@@ -63,7 +63,7 @@ def ended_with(folder):
 
 def check_frozen(cfg):
     """DataError where data.features=cached would cache outputs of an encoder that is trained, or random."""
-    if cfg.data.features != "cached":
+    if cfg.data.get("features") != "cached":
         return
     if cfg.method.get("train_encoder", True):
         raise DataError(

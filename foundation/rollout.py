@@ -49,6 +49,7 @@ class Slot:
         self.index, self.environment, self.seed_of = index, environment, seed_of
         self.episode = -1
         self.done = True  # the next step resets
+        self.reward = 0.0  # of the latest action
 
     def step(self, action):
         """-> (observation, reward, first, terminated, truncated, Episode or None); resets after an end."""
@@ -56,22 +57,24 @@ class Slot:
             return self.reset(), 0.0, True, False, False, None
         observation, reward, terminated, truncated, info = self.environment.step(action)
         self.actions.append(action)
-        self.returns += float(reward)
+        self.reward = float(reward)
+        self.returns += self.reward
         self.done = bool(terminated or truncated)
         finished = None
         if self.done:
             success = info.get("episode", {}).get("success")
             finished = Episode(self.seed, self.returns, len(self.actions), None if success is None else bool(success))
-        return observation, float(reward), False, bool(terminated), bool(truncated), finished
+        return observation, self.reward, False, bool(terminated), bool(truncated), finished
 
     def reset(self):
         self.episode += 1
         self.seed, self.actions, self.returns, self.done = self.seed_of(self.index, self.episode), [], 0.0, False
+        self.reward = 0.0
         observation, _ = self.environment.reset(seed=self.seed)
         return observation
 
     def state_dict(self):
-        actions = [{name: torch.as_tensor(value) for name, value in action.items()} for action in self.actions]
+        actions = [tree_map(torch.as_tensor, action) for action in self.actions]
         return {"episode": self.episode, "actions": actions, "done": self.done}
 
     def load_state_dict(self, state):
@@ -79,7 +82,7 @@ class Slot:
         self.episode = state["episode"] - 1
         observation = self.reset()
         for action in state["actions"]:
-            observation, *_ = self.step({name: value.numpy() for name, value in action.items()})
+            observation, *_ = self.step(tree_map(lambda x: x.numpy(), action))
         if self.done != state["done"]:
             raise DataError(
                 f"replaying {len(state['actions'])} actions of episode {self.episode} ended elsewhere than before:"
@@ -92,12 +95,13 @@ class Slot:
 class Frame:
     """What the environments show before the next action, one row per environment."""
 
-    observation: np.ndarray  # uint8 [b h w c]
+    observation: np.ndarray  # uint8 [b h w c], or float32 [b s]
     first: np.ndarray  # bool [b]
     mask: np.ndarray  # bool [b] False = a final observation, its action will be ignored
+    reward: np.ndarray  # float32 [b] of the action that led here; 0 where first
 
     def keep(self, rows):
-        return Frame(self.observation[rows], self.first[rows], self.mask[rows])
+        return Frame(*(value[rows] for value in vars(self).values()))
 
 
 @dataclass
@@ -130,7 +134,7 @@ class Environments:
     def reset(self):
         """Starts an episode in every environment -> Frame."""
         observation = np.stack(self.map(Slot.reset, self.slots))
-        return Frame(observation, np.ones(len(self), bool), np.ones(len(self), bool))
+        return Frame(observation, np.ones(len(self), bool), np.ones(len(self), bool), np.zeros(len(self), np.float32))
 
     def step(self, actions, slots=None):
         """actions: one per environment (or per given slot) -> (Outcome, Frame)."""
@@ -140,7 +144,7 @@ class Environments:
         outcome = Outcome(
             np.array(reward, np.float32), np.array(terminated), np.array(truncated), [e for e in finished if e]
         )
-        return outcome, Frame(np.stack(observation), np.array(first), ~done)
+        return outcome, Frame(np.stack(observation), np.array(first), ~done, outcome.reward)
 
     def state_dict(self):
         return {"slots": [slot.state_dict() for slot in self.slots]}
@@ -149,7 +153,8 @@ class Environments:
         """-> Frame at which the environments stood."""
         observation = np.stack(self.map(Slot.load_state_dict, self.slots, state["slots"]))
         first = np.array([not slot.actions for slot in self.slots])
-        return Frame(observation, first, np.array([not slot.done for slot in self.slots]))
+        reward = np.array([slot.reward for slot in self.slots], np.float32)
+        return Frame(observation, first, np.array([not slot.done for slot in self.slots]), reward)
 
     def close(self):
         """Ends the threads; the environments belong to whoever made them."""

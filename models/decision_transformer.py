@@ -178,7 +178,7 @@ def remember(now, first, state, context):
     length = length - full.long()
     going = length > 0
     for name in ("action", "reward"):
-        if name in after:
+        if name in after and name in now:  # at the very first step nothing was done yet
             after[name][rows[going], length[going] - 1] = now[name][going].to(after[name].dtype)
     for name in ("observation", "condition", "timestep"):
         after[name][rows, length] = now[name].to(after[name].dtype)

@@ -145,6 +145,9 @@ class Gaussian:
     def detach(self):
         return Gaussian(self.mean.detach(), self.log_std.detach())
 
+    def cpu(self):
+        return Gaussian(self.mean.cpu(), self.log_std.cpu())
+
 
 @dataclass
 class Categorical:
@@ -175,6 +178,9 @@ class Categorical:
 
     def detach(self):
         return Categorical(self.log_probs.detach())
+
+    def cpu(self):
+        return Categorical(self.log_probs.cpu())
 
 
 def _categorical(log_probs, generator):

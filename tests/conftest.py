@@ -12,6 +12,7 @@ from pipelines.actions import DOOM, ActionCodec
 from pipelines.pixels import encode
 from pipelines.schema import SampleMeta
 from pipelines.shards import ShardWriter
+from tests.foundation.vector_world import write_pushes
 
 HEIGHT, WIDTH, FPS = 32, 40, 17.5
 DEGREES_PER_PIXEL = 0.5
@@ -86,3 +87,19 @@ def bounded():
     yield
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10  # kB
     assert time.process_time() - start < 20  # of this process: the machine may be busy
+
+
+@pytest.fixture(scope="session")
+def data_for(play_shards, held_out_shards, tmp_path_factory):
+    """Function: composed config -> (training shards, held-out shards) of the kind its method trains on."""
+    pushes = {}
+
+    def shards(cfg):
+        if cfg.data._target_.endswith("ShardData"):
+            return play_shards, held_out_shards
+        for seed in (0, 1):
+            if seed not in pushes:
+                pushes[seed] = write_pushes(tmp_path_factory.mktemp(f"pushes{seed}"), 20, seed)
+        return pushes[0], pushes[1]
+
+    return shards

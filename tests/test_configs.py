@@ -26,7 +26,7 @@ METHODS, ALGOS, EXPERIMENTS = (
 TINY_NET = {  # whatever of these a net has
     "dim": 32, "layers": 1, "heads": 2, "context": 8, "window": 16, "dropout": 0.0,
     "hidsize": 32, "attention_heads": 2, "impala_width": 0.25, "n_recurrence_layers": 1, "timesteps": 16,
-    "attention_memory_size": 32,
+    "attention_memory_size": 32, "width": 32,
 }  # fmt: skip
 TINY_ALGO = ("frames=32", "algo.stream.environments=2", "algo.stream.chunk=16")
 TINY_ALGO += ("algo.stream.epochs=1", "algo.stream.minibatches=2")
@@ -128,7 +128,7 @@ def shrink(method):
     values = {f"method.net.{name}": value for name, value in TINY_NET.items() if name in net and literal(net, name)}
     if "channels" in net:
         values["method.net.channels"] = [4] * len(net.channels)
-    values |= {f"data.{name}": 16 for name in ("length", "stride") if literal(data, name)}
+    values |= {f"data.{name}": 16 for name in ("length", "stride") if name in data and literal(data, name)}
     return [f"{name}={value}" for name, value in values.items()]
 
 
@@ -137,8 +137,9 @@ def literal(node, name):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_takes_two_steps(method, play_shards, held_out_shards, tmp_path):
-    data = [f"data.train={play_shards}", f"data.validation={held_out_shards}", "data.batch_size=2"]
+def test_every_method_takes_two_steps(method, data_for, tmp_path):
+    train, held_out = data_for(compose("pretrain", f"method={method}"))
+    data = [f"data.train={train}", f"data.validation={held_out}", "data.batch_size=2"]
     cfg = compose("pretrain", f"method={method}", f"run.dir={tmp_path}", "steps=2", *data, *shrink(method))
     summary = execute(pretrain.main.function, cfg)
     assert summary["steps"] == 2

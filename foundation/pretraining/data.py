@@ -7,6 +7,7 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader
 
+from foundation.training import derive
 from pipelines import schema
 from pipelines.actions import ActionCodec, spec_from
 from pipelines.features import FeatureStore
@@ -16,6 +17,7 @@ from pipelines.shards import Shards
 from pipelines.stream import FrameStore, LaneSampler, StepSampler, WindowDataset, each_track, handle_nulls, load_tracks
 from pipelines.transforms import ClipAugment
 
+SOURCES_SHOWN = 8
 FEATURES = {  # what batches hold instead of frames: arguments of FeatureStore
     "frames": None,
     "stem": {"method": "stem", "ahead": 1},
@@ -41,8 +43,9 @@ class ShardData(L.LightningDataModule):
         self.features, self.cache_gb = FEATURES[features], cache_gb
         self.batch_size, self.workers, self.steps, self.seed, self.carry = batch_size, workers, steps, seed, carry
         self.on_damage, self.set_aside = on_damage, Counter()
+        self.named = {"training shards": train, "labels": labels, "validation shards": validation}
         self.shards = self._open(train, "data.train", keep)
-        labels = self._open(labels, "data.labels") if labels else None
+        self.labels = labels = self._open(labels, "data.labels") if labels else None
         self.spec, self.size, self.fps = facts(self.shards, labels)
         self.codec = ActionCodec(self.spec)
         self.window = {"codec": self.codec, "length": length, "seed": seed}
@@ -94,6 +97,37 @@ class ShardData(L.LightningDataModule):
                 spill = Path(self.trainer.default_root_dir) / f"features-{name}-{self.trainer.global_rank}.npy"
                 options = self.features | {"cache_gb": self.cache_gb, "spill": spill}
                 dataset.store = FeatureStore(net, dataset.tracks, dataset.frames, device=device, **options)
+
+    def derive(self, net):
+        """The network's config with what follows from frames and actions filled in."""
+        return derive(net, self.size, self.codec)
+
+    def contract(self):
+        """What whoever uses the network has to know: entries of the hub folder's config.yaml."""
+        return {"actions": self.spec, "size": self.size, "fps": self.fps}
+
+    def statistics(self):
+        return {}
+
+    def words(self):
+        return f"{self.spec.name} actions, frames {self.size[0]}x{self.size[1]} RGB at {self.fps:g} Hz"
+
+    def provenance(self):
+        """Where the data came from: {fact: value}."""
+        metas = [entry.meta for entry in self.shards.entries]
+        sources = sorted({meta["source_sha256"] for meta in metas})
+        labellers = {entry.meta.get("labeller") for entry in (self.labels.entries if self.labels else ())}
+        return {
+            "training shards": f"{self.named['training shards']}, fingerprint {self.shards.fingerprint()}",
+            "frames": self.frames,
+            "hours": self.frames / self.fps / 3600,
+            "source videos": len(sources),
+            "sha256 of source videos": [digest[:12] for digest in sources[:SOURCES_SHOWN]]
+            + (["..."] if len(sources) > SOURCES_SHOWN else []),
+            "actions": "pseudo-labels" if self.labels else sorted({meta["provenance"] for meta in metas}),
+            "labels": f"{self.named['labels']}, by {sorted(map(str, labellers))}" if self.labels else None,
+            "validation shards": self.named["validation shards"],
+        }
 
     def train_dataloader(self):
         start = self.trainer.global_step * self.trainer.accumulate_grad_batches

@@ -18,7 +18,7 @@ CLOCK = {"frames_per_second"}  # columns that tell the time
 SMALL = {
     "dim": 16, "heads": 2, "layers": 1, "window": 8, "context": 8, "channels": [4, 4, 4], "hidsize": 16,
     "attention_heads": 2, "impala_width": 1, "timesteps": 8, "attention_memory_size": 16, "img_shape": [32, 40, 8],
-    "dropout": 0.1,
+    "dropout": 0.1, "width": 16,
 }  # fmt: skip
 
 
@@ -57,27 +57,31 @@ def same(one, other):
 
 def run_pretrain(method, folder, train, *overrides):
     with initialize_config_dir(CONFIGS, version_base="1.3"):
-        net = compose("pretrain", [f"method={method}"]).method.net
+        whole = compose("pretrain", [f"method={method}"])
+        net = whole.method.net
         given = [name for name in SMALL if net.get(name) is not None and not OmegaConf.is_interpolation(net, name)]
         small = [f"method.net.{name}={SMALL[name]}" for name in given]
         if "channels" in net:
             small.append(f"method.net.channels={[4] * len(net.channels)}")
         options = [f"run.dir={folder}", f"data.train={train}", f"data.validation={train}", "data.batch_size=2"]
-        options += ["data.length=8", "data.stride=8", "steps=9", "validate_every=4", "checkpoint_every=2", *small]
+        options += [f"data.{name}=8" for name in ("length", "stride") if name in whole.data]
+        options += ["steps=9", "validate_every=4", "checkpoint_every=2", *small]
         cfg = compose("pretrain", [f"method={method}", *options, *overrides])
     return execute(pretrain.main.function, cfg)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_pretraining_goes_on_bit_for_bit(method, play_shards, tmp_path, kill):
+def test_pretraining_goes_on_bit_for_bit(method, data_for, tmp_path, kill):
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        train, _ = data_for(compose("pretrain", [f"method={method}"]))
     kill(None)
-    run_pretrain(method, tmp_path / "straight", play_shards)
+    run_pretrain(method, tmp_path / "straight", train)
     for batches in (3, 4, 1):  # at step 4 a validation comes between checkpoint and death
         kill(batches)
         with pytest.raises(Killed):
-            run_pretrain(method, tmp_path / "stopped", play_shards, "data.workers=1")
+            run_pretrain(method, tmp_path / "stopped", train, "data.workers=1")
     kill(None)
-    run_pretrain(method, tmp_path / "stopped", play_shards)
+    run_pretrain(method, tmp_path / "stopped", train)
     same(tmp_path / "straight", tmp_path / "stopped")
 
 

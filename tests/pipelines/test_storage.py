@@ -84,7 +84,9 @@ def settings():
 
 def batches(train, **change):
     """The first batches of `foundation.pretrain data.train=...`."""
-    data = ShardData(**{**settings(), "train": str(train), **change}, steps=3, seed=3)
+    options = {**settings(), "train": str(train), **change}
+    options.pop("_target_")
+    data = ShardData(**options, steps=3, seed=3)
     sampler = StepSampler(len(data.dataset), data.batch_size, data.steps, data.seed)
     return list(DataLoader(data.dataset, batch_sampler=sampler, num_workers=data.workers))
 

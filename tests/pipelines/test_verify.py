@@ -227,7 +227,9 @@ def test_damage_is_set_aside_and_counted(clips, caplog):
 def test_training_goes_on_without_damaged_shards(clips, tmp_path):
     def data(**change):
         cfg = config("pretrain", tmp_path, "method=idm", f"data.train={clips}", "data.length=16", "data.stride=16")
-        return ShardData(**{**cfg.data, **change}, steps=4, seed=0)
+        options = {**cfg.data, **change}
+        options.pop("_target_")
+        return ShardData(**options, steps=4, seed=0)
 
     before = data()
     flip(tar(clips, 1))

@@ -1,0 +1,110 @@
+"""Episodes of vectors -> batches of windows for the sequence models, as one LightningDataModule."""
+
+from collections import Counter
+
+import lightning as L
+import numpy as np
+from torch.utils.data import DataLoader
+
+from pipelines.schema import DataError
+from pipelines.shards import Shards
+from pipelines.trajectories import Trajectories
+from pipelines.trajectory_windows import EpisodeWindows, Normalizer, WindowSampler, as_is, episode_weights, split
+
+QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+
+
+class TrajectoryData(L.LightningDataModule):
+    """Windows of episodes in an order that depends on (seed, step) alone; options as in configs/data/trajectories.yaml.
+
+    `validation` (EpisodeWindows or None) holds out whole episodes; statistics come from the others only.
+    """
+
+    def __init__(self, train, where, episodes, validation, on_damage, batch_size, workers, length, sampling, alpha, top,
+                 condition, return_scale, gamma, normalise, steps, seed):  # fmt: skip
+        super().__init__()
+        if not train:
+            raise DataError(
+                "data.train is not set; give a folder of trajectory shards (`python -m foundation.collect"
+                " task=metaworld` makes them)"
+            )
+        self.batch_size, self.workers, self.steps, self.seed = batch_size, workers, steps, seed
+        self.named, self.condition, self.length = {"train": train, "validation": validation}, condition, length
+        self.shards = Shards(train, on_damage=on_damage)
+        self.set_aside = Counter({f"data/set_aside_{n}": k for n, k in self.shards.set_aside.items() if k})
+        data = Trajectories.load(train, where, on_damage)
+        if isinstance(validation, float):
+            data, held_out = split(data, validation, seed)
+        else:
+            held_out = Trajectories.load(validation, where, on_damage) if validation else None
+        self.data = data = some(data, episodes, seed)
+        self.spaces, self.fps, self.frames = data.spaces, data.fps, len(data.reward)
+        by = None if normalise in (None, "all") else normalise
+        self.normalizer = None if normalise is None else Normalizer.of(data, by)
+        self.scale = float(return_scale or np.abs(data.returns).max() or 1.0)
+        self.weights = episode_weights(data, sampling, alpha, top, gamma)
+        options = {"length": length, "normalizer": self.normalizer, "condition": condition, "scale": self.scale}
+        options |= {"gamma": gamma, "following": True}
+        self.dataset = EpisodeWindows(data, **options)
+        if held_out is not None and held_out.spaces != data.spaces:
+            raise DataError(f"data.validation has {held_out.spaces}, data.train {data.spaces}; collect them alike")
+        self.validation = None if held_out is None else EpisodeWindows(held_out, **options)
+
+    def derive(self, net):
+        """The network's config with what follows from the data filled in."""
+        known = {
+            "state_dim": self.spaces.state_dim, "action_dim": self.spaces.action_dim,
+            "n_actions": self.spaces.n_actions, "max_timestep": int(self.data.lengths.max()),
+        }  # fmt: skip
+        return {name: known.get(name) if value is None else value for name, value in net.items()}
+
+    def contract(self):
+        """What whoever uses the network has to know: entries of the hub folder's config.yaml."""
+        return {"spaces": self.spaces.to_dict(), "fps": self.fps, "condition": self.condition}
+
+    def statistics(self):
+        """Normaliser, scale and quantiles of the returns: what is needed to ask for a return."""
+        returns = self.data.returns
+        values = {} if self.normalizer is None else self.normalizer.to_dict()
+        quantiles = {f"{q:g}": float(v) for q, v in zip(QUANTILES, np.quantile(returns, QUANTILES), strict=True)}
+        return {**values, "returns_scale": self.scale, "returns": quantiles, "returns_mean": float(returns.mean()),
+                "context_size": self.length}  # fmt: skip
+
+    def words(self):
+        action = f"{self.spaces.action_dim}-dimensional" if self.spaces.n_actions is None else "discrete"
+        return f"{self.spaces.state_dim}-dimensional states and {action} actions at {self.fps:g} Hz"
+
+    def provenance(self):
+        """Where the data came from: {fact: value}."""
+        values = {name: sorted({str(t[name]) for t in self.data.tags if name in t}) for name in ("task", "behaviour")}
+        return {
+            "training shards": f"{self.named['train']}, fingerprint {self.shards.fingerprint()}",
+            "episodes": len(self.data), "steps": self.frames,
+            "return": f"mean {self.data.returns.mean():.4g}, best {self.data.returns.max():.4g}",
+            **{name: found for name, found in values.items() if found},
+            "held out": str(self.named["validation"]),
+        }  # fmt: skip
+
+    def train_dataloader(self):
+        start = self.trainer.global_step * self.trainer.accumulate_grad_batches
+        sampler = WindowSampler(
+            self.weights, self.data.offsets, self.batch_size, self.steps * self.trainer.accumulate_grad_batches,
+            self.seed, start, self.trainer.global_rank, self.trainer.world_size,
+        )  # fmt: skip
+        return DataLoader(self.dataset, batch_sampler=sampler, collate_fn=as_is, num_workers=self.workers)
+
+    def val_dataloader(self):
+        if self.validation is None:
+            return []
+        windows = self.validation.cover()
+        batches = np.array_split(windows, -(-len(windows) // 256))
+        return DataLoader(self.validation, batch_sampler=batches, collate_fn=as_is)
+
+
+def some(data, episodes, seed):
+    """`episodes` of the data, drawn at random; None = all."""
+    if episodes is None:
+        return data
+    if not 1 <= episodes <= len(data):
+        raise DataError(f"data.episodes={episodes}: the data hold {len(data)}")
+    return data.select(np.sort(np.random.default_rng((seed, 1)).permutation(len(data))[:episodes]))
