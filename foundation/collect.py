@@ -1,4 +1,7 @@
-"""python -m foundation.collect task=doom_freeplay hours=0.5 out=plays: a scripted player as video + action log."""
+"""python -m foundation.collect task=doom_freeplay hours=0.5 out=plays: a scripted player as video + action log.
+
+For tasks whose observations are vectors, such as metaworld: trajectory shards, see `foundation.collect_states`.
+"""
 
 import logging
 import math
@@ -13,11 +16,14 @@ import numpy as np
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
+from foundation import collect_states
 from foundation.envs.doom_engine import TICS_PER_SECOND
 from foundation.envs.recording import Session, read_log, record
-from foundation.envs.registry import load_task
+from foundation.envs.registry import load_task, tasks_of
+from foundation.envs.states import StateEnv
 from pipelines.actions import DOOM, ActionCodec
 from pipelines.command import command
+from pipelines.construct import find_class
 from pipelines.schema import DataError
 
 log = logging.getLogger("foundation-policy")
@@ -25,18 +31,36 @@ log = logging.getLogger("foundation-policy")
 
 @command("collect")
 def main(cfg):
-    """Records the videos that are still missing, then counts all of them."""
+    """Records the videos, or collects the episodes of vectors, that are still missing; then counts all of them."""
+    if states := state_tasks(cfg):
+        return collect_states.collect(cfg, states, processes(cfg))
     sessions = plan(cfg)
     missing = [session for session in sessions if not session.complete]
     if len(missing) < len(sessions):
         log.info("%d of %d videos are already there", len(sessions) - len(missing), len(sessions))
     start = time.monotonic()
-    run(missing, cfg.workers)
+    run(missing, processes(cfg))
     seconds = time.monotonic() - start
     summary = count(sessions)
     if missing:
         summary["frames_per_second"] = round(sum(s.frames for s in missing) / seconds, 1)
     return summary
+
+
+def state_tasks(cfg):
+    """One mapping per task of vectors; [] where the tasks show frames, DataError where some do."""
+    tasks = [one for task in (cfg.task, *cfg.also) for one in tasks_of(task)]
+    vectors = [issubclass(find_class(task["env"]["_target_"], "foundation", object), StateEnv) for task in tasks]
+    if any(vectors) and not all(vectors):
+        raise DataError("task and `also` mix tasks of frames with tasks of vectors; collect them one after the other")
+    return tasks if all(vectors) else []
+
+
+def processes(cfg):
+    """cfg.workers, by default one per processor that this process may use."""
+    if cfg.workers is not None:
+        return cfg.workers
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def plan(cfg):

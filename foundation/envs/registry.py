@@ -24,9 +24,9 @@ def load_task(name):
 
 
 def tasks_of(task):
-    """What commands loop over: one resolved mapping per name of a task whose `name` is a list, or stands for one (mt40).
+    """One resolved mapping per name of a task whose `name` is a list, or stands for one (mt40): commands loop over them.
 
-    `task`: a name, or the mapping of a task YAML.
+    `task`: the name of a task YAML, or its mapping.
     """
     task = load_task(task) if isinstance(task, str) else task
     task = OmegaConf.to_container(task) if OmegaConf.is_config(task) else dict(task)

@@ -1,0 +1,117 @@
+"""Who plays when episodes of vectors are collected: scripted, random or trained, made worse on request."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pipelines import checkpoint, schema
+from pipelines.schema import DataError
+
+KINDS = ("scripted", "random", "policy")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to play: `scale` times the behaviour's action, with 1 = half the bounds' width, plus `noise` * N(0, 1)."""
+
+    behaviour: str = "scripted"
+    noise: float = 0.0
+    scale: float = 1.0
+
+    @property
+    def name(self):
+        """scripted, scripted*0.5, scripted+0.3, ..."""
+        scale = f"*{self.scale:g}" if self.scale != 1 else ""
+        return self.behaviour + scale + (f"+{self.noise:g}" if self.noise else "")
+
+
+def variants(settings):
+    """[(Variant, its share of the episodes)] of the `states` block of the collect config."""
+    behaviour = "scripted" if settings["behaviour"] == "expert" else settings["behaviour"]
+    base, mix = Variant(behaviour, scale=float(settings["scale"])), settings["mix"]
+    if isinstance(mix, dict) and mix:
+        named = {"scripted" if name == "expert" else name: share for name, share in mix.items()}
+        found = [(replace(base, behaviour=name), share) for name, share in named.items()]
+    elif mix:
+        found = [(replace(base, noise=float(noise)), 1.0) for noise in dict.fromkeys(mix)]
+    else:
+        noisy = settings["noisy"] if settings["noise"] else 0.0
+        found = [(base, 1 - noisy), (replace(base, noise=float(settings["noise"])), noisy)]
+    bad = [share for _, share in found if not 0 <= share <= 1]
+    bad += [variant.noise for variant, _ in found if not variant.noise >= 0]
+    kinds = {variant.behaviour for variant, _ in found}
+    if bad or not kinds <= set(KINDS) or not sum(share for _, share in found):
+        raise DataError(
+            f"behaviour={settings['behaviour']}, mix={mix}, noise={settings['noise']}, noisy={settings['noisy']}:"
+            f" expected behaviours among {list(KINDS)}, shares in 0..1 and noise of at least 0"
+        )
+    return [(variant, share) for variant, share in found if share]
+
+
+def assign(found, n):
+    """Variants of episodes 0..n-1: at every length each has its share to within one episode. list[Variant]"""
+    shares = np.array([share for _, share in found]) / sum(share for _, share in found)
+    counts, chosen = np.zeros(len(found)), []
+    for i in range(n):
+        pick = int(np.argmax(shares * (i + 1) - counts))  # the one that lags most
+        counts[pick] += 1
+        chosen.append(found[pick][0])
+    return chosen
+
+
+class Behaviour:
+    """observation [s] -> (clean action, executed action), both as the environment takes them."""
+
+    def __init__(self, env, variant, rng, address=None):
+        self.spaces, self.variant, self.rng = env.spaces, variant, rng
+        makers = {"scripted": env.scripted, "random": lambda: self._random, "policy": lambda: trained(address)}
+        self.policy = makers[variant.behaviour]()
+        if self.policy is None:
+            raise DataError("this task has no scripted policy; collect with states.behaviour=random")
+
+    def __call__(self, observation):
+        clean, spaces, noise = self.policy(observation), self.spaces, self.variant.noise
+        if spaces.n_actions is not None:  # noise is then the chance of any other action
+            return clean, self._random() if noise and self.rng.random() < noise else clean
+        if self.variant.behaviour != "random" and self.variant.scale != 1:
+            clean = spaces.from_unit(self.variant.scale * spaces.to_unit(clean))
+        if not noise:
+            return clean, clean
+        return clean, spaces.from_unit(spaces.to_unit(clean) + noise * self.rng.standard_normal(len(clean)))
+
+    def _random(self, observation=None):
+        if self.spaces.n_actions is not None:
+            return int(self.rng.integers(self.spaces.n_actions))
+        return self.rng.uniform(self.spaces.low, self.spaces.high).astype(np.float32)
+
+
+def trained(address):
+    """The policy of a run folder as observation -> action; DataError, as none of this version acts on vectors."""
+    if address is None:
+        raise DataError("behaviour=policy needs states.policy=<run folder or hub name>")
+    net = checkpoint.load(address).net
+    raise DataError(f"{address} holds a {type(net).__name__}, which does not act on vectors; use scripted or random")
+
+
+def play(env, behaviour, seed, label, stop_after=None):
+    """One episode -> (arrays as pipelines.trajectories.write_episode takes them, success or None).
+
+    label: the action that is stored, clean | executed. stop_after: steps from the first success to a cut, or None.
+    """
+    rows, success, left = [], None, None
+    observation, _ = env.reset(seed=seed)
+    while True:
+        clean, executed = behaviour(observation)
+        following, reward, terminated, truncated, info = env.step(executed)
+        if "success" in info:
+            success = bool(success) or info["success"]
+        if stop_after is not None and success and not terminated:
+            left = stop_after if left is None else left - 1
+            truncated = truncated or left <= 0
+        rows.append((observation, clean if label == "clean" else executed, reward, terminated, truncated))
+        observation = following
+        if terminated or truncated:
+            break
+    names = schema.OBSERVATION, schema.ACTION, schema.REWARD, schema.TERMINATED, schema.TRUNCATED
+    arrays = {name: np.array(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+    return {**arrays, schema.FINAL_OBSERVATION: observation}, success
