@@ -194,3 +194,38 @@ class UniformActor:
         if spaces.n_actions is not None:
             return list(self.generator.integers(spaces.n_actions, size=b))
         return list(spaces.from_unit(self.generator.uniform(-1, 1, (b, spaces.action_dim))))
+
+
+class RestingActor:
+    """The middle of every action's bounds, or the first of the discrete ones."""
+
+    def __init__(self, spaces):
+        self.spaces = spaces
+
+    def start(self, slots):
+        pass
+
+    def keep(self, rows):
+        pass
+
+    def act(self, frame):
+        b, spaces = len(frame.first), self.spaces
+        return list(spaces.from_unit(np.zeros((b, spaces.action_dim)) if spaces.n_actions is None else np.zeros(b)))
+
+
+class ScriptedActor:
+    """The environment's own scripted policy: what made the demonstrations, and what imitation could reach."""
+
+    def __init__(self, spaces):
+        pass
+
+    def start(self, slots):
+        self.policies = [slot.environment.scripted() for slot in slots]
+        if None in self.policies:
+            raise DataError("the task has no scripted player; leave out `player`")
+
+    def keep(self, rows):
+        self.policies = [self.policies[i] for i in rows]
+
+    def act(self, frame):
+        return [policy(observation) for policy, observation in zip(self.policies, frame.observation, strict=True)]

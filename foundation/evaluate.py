@@ -15,12 +15,22 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from foundation import hub, overlay
-from foundation.actors import NoopActor, PlayerActor, PolicyActor, RandomActor
+from foundation.actors import (
+    NoopActor,
+    PlayerActor,
+    PolicyActor,
+    RandomActor,
+    RestingActor,
+    ScriptedActor,
+    SequenceActor,
+    UniformActor,
+)
 from foundation.envs import registry
 from foundation.rollout import Environments, evaluation_seed
 from pipelines.actions import ActionCodec
 from pipelines.command import command
 from pipelines.schema import DataError
+from pipelines.trajectories import Spaces
 
 log = logging.getLogger("foundation-policy")
 
@@ -117,37 +127,88 @@ def evaluate(actor, environments, protocol, who, prefix, watch=None):
 
 @command("evaluate")
 def main(cfg):
-    """Plays the task's protocol with `cfg.policy` and with the baselines, and films the first `cfg.video` episodes."""
+    """Plays the protocol of a task, or of several, with `cfg.policy` and with the baselines."""
     bundle = None if cfg.policy in BASELINES else load_policy(cfg.policy)
-    protocol = protocol_of(cfg)
-    privileged = {"privileged": True} if "player" in (cfg.policy, *cfg.baselines) else {}
-    size = {} if bundle is None else {"size": bundle.size}
-    n = min(cfg.environments, protocol["episodes"])
-    with opened(cfg.task, n, **{**protocol["env"], **size, **privileged}) as worlds:
-        codec = codec_for(bundle, worlds[0])
-        film = Film(cfg.video, codec.spec) if cfg.video else None
-        baselines = {name: baseline(name, codec) for name in cfg.baselines}
-        actor = PolicyActor(bundle.net.to(cfg.device), codec, cfg.run.seed, cfg.greedy, cfg.device) if bundle else None
-        numbers = evaluate(actor or baseline(cfg.policy, codec), worlds, protocol, "policy", "evaluate", film)
-        for name, other in baselines.items():
-            numbers |= evaluate(other, worlds, protocol, name, f"evaluate/{name}")
+    tasks, numbers = registry.tasks_of(cfg.task), {}
+    for task in tasks:
+        prefix = "evaluate" if len(tasks) == 1 else f"evaluate/{task['name']}"
+        if len(tasks) > 1:
+            log.info("%s", task["name"])
+        numbers |= score(OmegaConf.create(task), bundle, cfg, prefix)
+    return {**numbers, **(means(numbers, tasks, cfg.baselines) if len(tasks) > 1 else {})}
+
+
+def score(task, bundle, cfg, prefix):
+    """Numbers of the policy and of the baselines on one task; films the first `cfg.video` episodes."""
+    protocol, vectors = protocol_of(cfg, task), registry.shows_vectors(task)
+    overrides = dict(protocol["env"])
+    if vectors and cfg.video:
+        raise DataError(f"video={cfg.video}: the task {task.name} shows vectors, there is nothing to film; set video=0")
+    if bundle is not None and bundle.spec is None and not vectors:
+        raise DataError(f"{cfg.policy} acts on vectors, the task {task.name} shows frames; choose another task")
+    if not vectors:
+        overrides |= {} if bundle is None else {"size": bundle.size}
+        overrides |= {"privileged": True} if "player" in (cfg.policy, *cfg.baselines) else {}
+    with opened(task, min(cfg.environments, protocol["episodes"]), **overrides) as worlds:
+        actor = sequence_actor(bundle, worlds[0], cfg) if vectors else frame_actor(bundle, worlds[0], cfg)
+        film = Film(cfg.video, codec_for(bundle, worlds[0]).spec) if cfg.video else None
+        numbers = evaluate(actor, worlds, protocol, "policy", prefix, film)
+        for name in cfg.baselines:
+            numbers |= evaluate(baseline(name, worlds[0]), worlds, protocol, name, f"{prefix}/{name}")
         if film:
-            numbers["evaluate/videos"] = film.write(Path(cfg.run.dir), worlds[0].fps)
+            numbers[f"{prefix}/videos"] = film.write(Path(cfg.run.dir), worlds[0].fps)
     return numbers
 
 
-BASELINES = {
-    "random": lambda codec: RandomActor(codec),
-    "noop": lambda codec: NoopActor(codec),
-    "player": lambda codec: PlayerActor(),
-}
+def means(numbers, tasks, baselines):
+    """Mean return and success over tasks, of the policy and of each baseline."""
+    result = {}
+    for suffix in ("", *(f"/{name}" for name in baselines)):
+        for metric in ("return", "success"):
+            values = [numbers.get(f"evaluate/{task['name']}{suffix}/{metric}") for task in tasks]
+            if None not in values:
+                result[f"evaluate{suffix}/{metric}"] = float(np.mean(values))
+    return result
 
 
-def baseline(name, codec):
-    """The untrained actor of that name; DataError lists the names."""
+def frame_actor(bundle, world, cfg):
+    if bundle is None:
+        return baseline(cfg.policy, world)
+    return PolicyActor(bundle.net.to(cfg.device), codec_for(bundle, world), cfg.run.seed, bool(cfg.greedy), cfg.device)
+
+
+def sequence_actor(bundle, world, cfg):
+    """The policy asked for `cfg.target`, or a baseline; DataError if the policy was made for other spaces."""
+    if bundle is None:
+        return baseline(cfg.policy, world)
+    check_spaces(bundle, world, cfg.policy, cfg.task.name)
+    return SequenceActor(bundle, cfg.target, cfg.run.seed, cfg.greedy is not False, cfg.device)
+
+
+def check_spaces(bundle, world, policy, task):
+    """DataError unless a policy on vectors fits an environment."""
+    if "spaces" not in bundle.config:
+        raise DataError(f"{policy} acts on frames, the task {task} shows vectors; give a policy of method=dt, say")
+    ours, theirs = Spaces.from_dict(bundle.config["spaces"]), world.spaces
+    for what in ("state_dim", "action_dim", "n_actions"):
+        if getattr(ours, what) != getattr(theirs, what):
+            raise DataError(
+                f"{policy} was trained with {what}={getattr(ours, what)}, the task {task} has {getattr(theirs, what)};"
+                " give a policy that was trained on data of this task"
+            )
+
+
+BASELINES = ("random", "noop", "player")
+
+
+def baseline(name, world):
+    """The untrained actor of that name for an environment; DataError lists the names."""
     if name not in BASELINES:
         raise DataError(f"baseline {name!r}: expected one of {sorted(BASELINES)}")
-    return BASELINES[name](codec)
+    if hasattr(world, "spaces"):
+        return {"random": UniformActor, "noop": RestingActor, "player": ScriptedActor}[name](world.spaces)
+    codec = ActionCodec(world.spec_of_actions)
+    return {"random": RandomActor, "noop": NoopActor, "player": lambda _: PlayerActor()}[name](codec)
 
 
 def load_policy(address):
@@ -175,9 +236,10 @@ def codec_for(bundle, environment):
     return ActionCodec(bundle.spec)
 
 
-def protocol_of(cfg):
+def protocol_of(cfg, task=None):
     """{"episodes", "seed", "env"}: the task's evaluation protocol, with the command's `episodes` if it gives one."""
-    protocol = {"seed": 0, "env": {}, **OmegaConf.to_container(cfg.task.evaluation, resolve=True)}
+    evaluation = (cfg.task if task is None else task).evaluation
+    protocol = {"seed": 0, "env": {}, **OmegaConf.to_container(evaluation, resolve=True)}
     protocol["episodes"] = protocol["episodes"] if cfg.episodes is None else cfg.episodes
     if protocol["episodes"] < 1:
         raise DataError(f"episodes={protocol['episodes']}: expected at least 1")
@@ -188,6 +250,8 @@ def protocol_of(cfg):
 def opened(task, n, **overrides):
     """A list of `n` environments of a task, closed at the end."""
     environments = [registry.make(task, seed=i, **overrides) for i in range(n)]
+    for environment in environments:
+        environment.tags = {"task": task["name"]}  # as on the episodes that were collected in it
     try:
         yield environments
     finally:

@@ -7,6 +7,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from foundation.envs.states import StateEnv
 from pipelines import construct
 from pipelines.command import CONFIGS
 from pipelines.schema import DataError
@@ -37,6 +38,11 @@ def tasks_of(task):
         raise DataError("task.name is an empty list; give at least one name")
     made = [OmegaConf.create({**task, "name": name}) for name in dict.fromkeys(names)]
     return [OmegaConf.to_container(one, resolve=True) for one in made]
+
+
+def shows_vectors(task):
+    """Whether the observations of a task (its mapping) are vectors instead of frames."""
+    return issubclass(construct.find_class(task["env"]["_target_"], PACKAGE, object), StateEnv)
 
 
 def check_targets(value, path):
