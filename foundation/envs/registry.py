@@ -25,7 +25,7 @@ def load_task(name):
 
 
 def tasks_of(task):
-    """One resolved mapping per name of a task whose `name` is a list, or stands for one (mt40): commands loop over them.
+    """Resolved mappings, one per name of a task whose `name` is a list, or stands for one (mt40), to loop over.
 
     `task`: the name of a task YAML, or its mapping.
     """
