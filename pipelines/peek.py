@@ -2,6 +2,7 @@
 
 Prints totals, sizes and rates, where the actions came from, how often each key is held, and a few samples; can also
 check every byte, take in tars written by stock webdataset, clear what killed writers left, and draw a contact sheet.
+Of episodes of vectors it reports returns, success, quality and coverage, see `pipelines/trajectory_report.py`.
 """
 
 import logging
@@ -11,7 +12,7 @@ from collections import Counter
 import av
 import numpy as np
 
-from pipelines import gc, schema, tars
+from pipelines import gc, schema, tars, trajectory_report
 from pipelines.command import command
 from pipelines.schema import DataError
 from pipelines.shards import Shards
@@ -35,8 +36,13 @@ def main(cfg):
     print_facts(shards, summary)
     if cfg.actions:
         summary |= action_statistics(shards)
+    vectors = any(entry.meta.get("spaces") for entry in shards.entries)
+    if vectors:
+        summary |= trajectory_report.report(shards, cfg)
     for entry in shards.entries[: cfg.samples]:
         print(describe(shards, entry))
+    if cfg.sheet and vectors:
+        raise DataError("sheet= draws frames, and episodes of vectors have none; their returns are in returns.png")
     if cfg.sheet:
         write_png(cfg.sheet, contact_sheet(shards, shards.entries[: max(1, cfg.samples)], cfg.sheet_frames))
         print(f"contact sheet: {cfg.sheet}")
@@ -68,12 +74,18 @@ def print_facts(shards, summary):
         f" ({summary['bytes_per_frame']:.0f} bytes a frame), fingerprint {summary['fingerprint']}"
     )
     metas = [entry.meta for entry in shards.entries]
-    count("size x rate", (f"{m.get('height')}x{m.get('width')} at {m.get('fps')} fps" for m in metas))
+    count("size x rate", (f"{size_of(m)} at {m.get('fps')} fps" for m in metas))
     count("actions", (f"{m.get('provenance')} ({(m.get('actions') or {}).get('name', 'no spec')})" for m in metas))
     count("labeller", (m["labeller"][:12] for m in metas if m.get("labeller")))
     count("notes", (note for m in metas for note in m.get("notes", ())))
     for tag in ("task", "map", "split", "player"):
         count(tag, (str(m["tags"][tag]) for m in metas if tag in m.get("tags", {})))
+
+
+def size_of(meta):
+    if meta.get("spaces"):
+        return f"{meta['spaces'].get('state_dim')} -> {meta['spaces'].get('action_dim')} vectors"
+    return f"{meta.get('height')}x{meta.get('width')}"
 
 
 def count(title, values):

@@ -21,12 +21,12 @@ CHUNK = 64  # episodes in memory
 def library():
     try:
         import minari
-        from gymnasium import spaces
         from minari.data_collector import EpisodeBuffer
         from minari.dataset.minari_storage import MinariStorage
+        from minari.serialization import deserialize_space
     except ImportError as error:
         raise DataError('export to Minari needs it: pip install "foundation-policy[minari]"') from error
-    return minari, spaces, EpisodeBuffer, MinariStorage
+    return minari, deserialize_space, EpisodeBuffer, MinariStorage
 
 
 def export(root, name, where=None, on_damage="stop"):
@@ -34,7 +34,7 @@ def export(root, name, where=None, on_damage="stop"):
 
     The data set appears under its name when it is whole.
     """
-    minari, spaces, EpisodeBuffer, MinariStorage = library()
+    minari, make_space, EpisodeBuffer, MinariStorage = library()
     if not NAME.fullmatch(name):
         raise DataError(f"out={name}: expected the name of a Minari data set, such as reach/scripted-v0")
     target = folder() / name
@@ -48,7 +48,7 @@ def export(root, name, where=None, on_damage="stop"):
     part = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}.part")
     try:
         (part / "data").mkdir(parents=True)
-        storage = MinariStorage.new(part / "data", *gymnasium_spaces(spaces, ours), data_format="hdf5")
+        storage = MinariStorage.new(part / "data", *map(make_space, serialised(ours)), data_format="hdf5")
         for first in range(0, len(entries), CHUNK):
             chunk = entries[first : first + CHUNK]
             storage.update_episodes([buffer(EpisodeBuffer, shards.arrays(entry.key)) for entry in chunk])
@@ -64,12 +64,15 @@ def export(root, name, where=None, on_damage="stop"):
     return {"episodes": len(entries), "steps": steps, "path": str(target)}
 
 
-def gymnasium_spaces(spaces, ours):
-    """(observation space, action space)"""
-    observation = spaces.Box(-np.inf, np.inf, (ours.state_dim,), np.float32)
+def serialised(ours):
+    """(observation space, action space) as Minari writes them down."""
+    states = [ours.state_dim]
+    observation = {"low": np.full(states, -np.inf), "high": np.full(states, np.inf), "shape": states}
     if ours.n_actions is not None:
-        return observation, spaces.Discrete(ours.n_actions)
-    return observation, spaces.Box(np.array(ours.low, np.float32), np.array(ours.high, np.float32), dtype=np.float32)
+        action = {"type": "Discrete", "n": ours.n_actions, "start": 0}
+    else:
+        action = {"type": "Box", "dtype": "float32", "low": ours.low, "high": ours.high, "shape": [ours.action_dim]}
+    return {"type": "Box", "dtype": "float32", **observation}, action
 
 
 def buffer(EpisodeBuffer, arrays):
