@@ -1,0 +1,164 @@
+"""Damages files and gives them to what reads them: each case in a forked process with limits of time and memory."""
+
+import os
+import pickle
+import resource
+import select
+import shutil
+import signal
+import traceback
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import faults_readers as readers
+from benchmarks.faults_mutations import mutate
+from benchmarks.faults_world import fork, reap, wait, write_models
+from pipelines.command import USER_ERRORS
+
+SECONDS = 60  # until a case counts as hanging; an undamaged one takes about a second
+MEMORY = 1 << 30  # bytes beyond those of the parent: address space, so the case fails before the machine does
+CRASH, HANG = "crash", "hang"
+OUTCOMES = (readers.REJECTED, readers.CORRECT, readers.PART, readers.OTHER, CRASH, HANG, readers.SILENT)
+BAD = (CRASH, HANG, readers.SILENT)
+
+
+@dataclass
+class Case:
+    """One damaged file."""
+
+    number: int
+    kind: object
+    home: Path
+    victim: Path  # in the home
+    damage: str = ""
+    outcome: str = ""
+    detail: str = ""
+
+    def __str__(self):
+        where = self.victim.relative_to(self.home.parent)
+        return f"case {self.number}: {self.kind.name}, {where}, {self.damage}: {self.outcome}. {self.detail}"
+
+
+def campaign(root, count, seed, only=(), tell=print):
+    """`count` damaged files, the same ones for the same seed -> [Case]. only: kinds or numbers of cases."""
+    kinds = worlds(root)
+    answers = {home: answer(kind, home, root) for kind in kinds for home in kind.homes}
+    weights = np.array([kind.weight for kind in kinds])
+    cases = []
+    for number in range(count):
+        generator = np.random.default_rng([seed, number])
+        kind = kinds[generator.choice(len(kinds), p=weights / weights.sum())]
+        if only and kind.name not in only and str(number) not in only:
+            continue
+        cases.append(attempt(number, kind, root, answers, generator, keep=str(number) in only))
+        if cases[-1].outcome in BAD:
+            tell(cases[-1])
+    return cases
+
+
+def worlds(root):
+    """All kinds with their files, made in forks: what trains or decodes here would be copied into every case."""
+    write_models(root)
+    return [kind(root) for kind in readers.KINDS]
+
+
+def answer(kind, home, root):
+    """What a kind's readers say of the undamaged folder, read where damaged ones will be."""
+    copy = copied(home, root / "whole" / kind.name)
+    outcome, result = isolated(lambda: kind.read(home if isinstance(kind, readers.Checkpoints) else copy), root / "log")
+    if outcome != "answer":
+        raise RuntimeError(f"{kind.name}: {home} cannot be read undamaged: {outcome} {result}")
+    return result
+
+
+def copied(home, target):
+    """A copy of a home, under its own name."""
+    shutil.copytree(home, target / home.name)
+    return target / home.name
+
+
+def attempt(number, kind, root, answers, generator, keep=False):
+    """Damages one file of a copy and lets it be read."""
+    home = kind.homes[generator.integers(len(kind.homes))]
+    victims = kind.victims(home)
+    victim = victims[generator.integers(len(victims))]
+    others = [p.read_bytes() for h in kind.homes for p in kind.victims(h) if p != victim and p.suffix == victim.suffix]
+    case = Case(number, kind, home, victim)
+    folder = copied(home, root / f"case{number}")
+    text = kind.text and victim.suffix != ".safetensors"
+    case.damage, damaged = mutate(victim.read_bytes(), others, text, generator)
+    (folder / victim.relative_to(home)).write_bytes(damaged)
+
+    def child():
+        return kind.judge(answers[home], kind.read(folder))
+
+    case.outcome, case.detail = isolated(child, root / "log")
+    if case.outcome == "answer":
+        case.outcome, case.detail = case.detail, ""
+    if not keep and case.outcome not in BAD:
+        shutil.rmtree(folder.parent)
+    return case
+
+
+def isolated(function, log):
+    """("answer", what it returns), or (REJECTED | CRASH | HANG, detail), from a fork with limits."""
+    reader, writer = os.pipe()
+
+    def child():
+        os.close(reader)
+        with open(writer, "wb") as pipe:
+            pickle.dump(limited(function), pipe)
+
+    Path(log).write_text("")
+    pid = fork(child, log)
+    os.close(writer)
+    data, late = received(reader, SECONDS)
+    if late:
+        os.killpg(pid, signal.SIGKILL)
+    status = wait(pid)
+    reap()
+    if late:
+        return HANG, f"not done after {SECONDS} s"
+    if status:
+        return CRASH, f"exit status {status}: {Path(log).read_text(errors='replace')[-600:]}"
+    return pickle.loads(data)  # of our own child
+
+
+def received(reader, seconds):
+    """(all bytes that come through a pipe, whether they took too long)"""
+    parts = []
+    with open(reader, "rb", buffering=0) as pipe:
+        while select.select([pipe], [], [], seconds)[0]:
+            part = pipe.read(1 << 20)
+            if not part:
+                return b"".join(parts), False
+            parts.append(part)
+    return b"", True
+
+
+def limited(function):
+    """(outcome, detail) of `function` with MEMORY to grow into."""
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
+    try:
+        return "answer", function()
+    except USER_ERRORS as error:
+        return readers.REJECTED, str(error)[:300]
+    except SystemExit as error:
+        return (readers.REJECTED, "") if error.code == 2 else (CRASH, f"exit status {error.code}")
+    except Exception as error:
+        traceback.print_exc()
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return CRASH, f"{type(error).__name__}: {str(error)[:200]} ({Path(place.filename).name} line {place.lineno})"
+
+
+def tabulate(cases):
+    """{kind: {outcome: count}} with a last row for all."""
+    table = {}
+    for name in dict.fromkeys(case.kind.name for case in cases):
+        count = Counter(case.outcome for case in cases if case.kind.name == name)
+        table[name] = {"cases": count.total(), **{outcome: count[outcome] for outcome in OUTCOMES}}
+    return table | {"all": {name: sum(row[name] for row in table.values()) for name in ("cases", *OUTCOMES)}}
