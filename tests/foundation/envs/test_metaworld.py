@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from foundation.envs.metaworld import CW10, GROUPS, MT40, TASKS, MetaWorld
+from foundation.envs.metaworld import CW10, GROUPS, MT40, TASKS, MetaWorld, touching
 from foundation.envs.registry import load_task, make, tasks_of
 from pipelines.schema import DataError
 
@@ -67,7 +67,7 @@ def test_a_scripted_policy_sees_the_goal_and_succeeds(task):
     target = env._simulator._target_pos
     assert np.linalg.norm(target) > 0.1
     np.testing.assert_allclose(observations[:, -3:], np.tile(target, (201, 1)), atol=1e-6)
-    assert 0 <= rewards.min() and rewards.max() <= 10
+    assert rewards.min() >= 0 and rewards.max() <= 10
 
 
 def test_the_seed_alone_decides():
@@ -95,6 +95,17 @@ def test_episodes_may_be_longer_than_the_package_allows():
     env = make("metaworld", episode_steps=502)
     env.reset(seed=0)
     assert [env.step(np.zeros(4))[3] for _ in range(502)][-2:] == [False, True]
+
+
+def test_touching_is_the_packages_own():
+    env = environment("push")
+    simulator, act, (observation, _) = env._simulator, env.scripted(), env.reset(seed=0)
+    geom, found = simulator._get_id_main_object(), []
+    for _ in range(100):
+        observation, *_ = env.step(act(observation))
+        found.append(touching(simulator, geom))
+        assert found[-1] == type(simulator).touching_object(simulator, geom)
+    assert 10 < sum(found) < 90
 
 
 @pytest.mark.slow

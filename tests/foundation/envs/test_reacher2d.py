@@ -5,8 +5,8 @@ import pytest
 
 pytest.importorskip("mujoco")
 
-from foundation.envs.reacher2d import BEND, DT, ELBOW, FORE, TIP, UPPER, Reacher2d, solutions  # noqa: E402
-from foundation.envs.registry import make  # noqa: E402
+from foundation.envs.reacher2d import BEND, ELBOW, FORE, TIP, UPPER, Reacher2d, solutions
+from foundation.envs.registry import make
 
 
 def returns(env, act, episodes):
