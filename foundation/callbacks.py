@@ -2,37 +2,84 @@
 
 import csv
 import math
+import os
 import sys
 import time
-import warnings
 from collections import deque
 from pathlib import Path
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import CSVLogger, ExperimentWriter
 from tqdm import tqdm
 
 from foundation.rollout import Episode
 from pipelines.command import first_process
 
 
+class Rows(ExperimentWriter):
+    """Writes metrics.csv so that a kill at any moment loses no row of an earlier run.
+
+    Lightning's deletes the file that it finds, until the first row comes, and changes the header in place.
+    """
+
+    def __init__(self, folder, resumed_step):
+        super().__init__(folder)
+        path = Path(self.metrics_file_path)
+        self.metrics_keys, rows = read_rows(path) if path.is_file() else ([], [])
+        kept = [row for row in rows if row["step"].isdigit() and int(row["step"]) < resumed_step]
+        if kept:
+            self._replace(kept)
+        else:
+            path.unlink(missing_ok=True)
+            self.metrics_keys = []
+
+    def _check_log_dir_exists(self):
+        pass
+
+    def _rewrite_with_new_header(self, fieldnames):
+        self._replace(read_rows(self.metrics_file_path)[1])
+
+    def _replace(self, rows):
+        part = Path(f"{self.metrics_file_path}.part")
+        with open(part, "w", newline="") as file:
+            writer = csv.DictWriter(file, self.metrics_keys)
+            writer.writeheader()
+            writer.writerows(rows)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, self.metrics_file_path)
+
+
+def read_rows(path):
+    """(column names, rows) of a metrics.csv, without a last row that a killed writer left unfinished."""
+    lines = Path(path).read_text().splitlines(keepends=True)
+    reader = csv.DictReader([line for line in lines if line.endswith("\n")])
+    rows = [row for row in reader if row.get("step")]
+    return list(reader.fieldnames or ()), rows
+
+
+class RunLogger(CSVLogger):
+    """`<folder>/metrics.csv`, going on from its rows before `resumed_step`: the later ones come again."""
+
+    def __init__(self, folder, every, resumed_step):
+        super().__init__(str(folder), name="", version="", flush_logs_every_n_steps=every)
+        self.folder, self.resumed_step = str(folder), resumed_step
+
+    @property
+    @rank_zero_experiment
+    def experiment(self):
+        if self._experiment is None:
+            self._experiment = Rows(self.folder, self.resumed_step)
+        return self._experiment
+
+
 def csv_logger(folder, every=1, resumed_step=0):
     """A logger that writes `<folder>/metrics.csv`, going on from the rows before `resumed_step` that are there."""
-    path = Path(folder) / "metrics.csv"
-    kept = rows_before(path, resumed_step) if path.is_file() else []
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Experiment logs directory")
-        logger = CSVLogger(str(folder), name="", version="", flush_logs_every_n_steps=every)
-        if first_process():
-            logger.experiment.metrics.extend(kept)  # Lightning starts the file anew; these rows are written first
+    logger = RunLogger(folder, every, resumed_step)
+    if first_process():
+        logger.experiment  # noqa: B018 now, whether this run will have rows or not
     return logger
-
-
-def rows_before(path, step):
-    """Rows of a metrics.csv with a step below `step`; later ones are repeated by the resumed run."""
-    with open(path, newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["step"].isdigit() and int(row["step"]) < step]
-    return [{name: value for name, value in row.items() if value not in ("", None)} for row in rows]
 
 
 class Progress(Callback):

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
 from foundation import callbacks, slurm
+from pipelines.schema import DataError
 
 
 def make_trainer(settings, folder, callbacks_, max_steps, resumed_step=0, **options):
@@ -20,23 +22,25 @@ def make_trainer(settings, folder, callbacks_, max_steps, resumed_step=0, **opti
     """
     keep_memory()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    with quiet():
-        return L.Trainer(
-            **{
-                **slurm.trainer_settings(settings),
-                "max_steps": max_steps,
-                "max_epochs": -1,
-                "num_sanity_val_steps": 0,
-                "use_distributed_sampler": False,
-                "enable_progress_bar": False,
-                "enable_model_summary": False,
-                "enable_checkpointing": False,
-                "logger": callbacks.csv_logger(folder, 20, resumed_step),
-                "callbacks": callbacks_,
-                "default_root_dir": folder,
-                **options,
-            }
-        )
+    arguments = {
+        **slurm.trainer_settings(settings),
+        "max_steps": max_steps,
+        "max_epochs": -1,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "logger": callbacks.csv_logger(folder, 20, resumed_step),
+        "callbacks": callbacks_,
+        "default_root_dir": folder,
+        **options,
+    }
+    try:
+        with quiet():
+            return L.Trainer(**arguments)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise DataError(f"these trainer settings cannot be used ({error}); see configs/trainer") from error
 
 
 def fit_from(trainer, module, data, start):

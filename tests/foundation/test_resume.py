@@ -178,3 +178,28 @@ def test_the_best_is_kept(play_shards, tmp_path, kill):
     values = {int(r["step"]): float(r["validation/loss"]) for r in rows(tmp_path) if "validation/loss" in r}
     best = torch.load(tmp_path / "best.ckpt", weights_only=True)
     assert values[best["global_step"] - 1] == min(values.values())
+
+
+def test_rows_of_earlier_runs_survive_a_kill_before_the_next_row(tmp_path):
+    path = tmp_path / "metrics.csv"
+    log = callbacks.csv_logger(tmp_path)
+    for step in range(4):
+        log.log_metrics({"loss": step / 2}, step)
+    with open(path, "a") as file:
+        file.write("4,1")  # a writer that was killed inside a row
+    callbacks.csv_logger(tmp_path, resumed_step=3)  # and is killed before it writes
+    assert [row["step"] for row in rows(tmp_path)] == ["0", "1", "2"]
+    log = callbacks.csv_logger(tmp_path, resumed_step=2)
+    log.log_metrics({"loss": 1.0, "more": 2.0}, 2)
+    assert rows(tmp_path)[1:] == [{"step": "1", "loss": "0.5"}, {"step": "2", "loss": "1.0", "more": "2.0"}]
+    assert not list(tmp_path.glob("*.part"))
+    callbacks.csv_logger(tmp_path)
+    assert not path.exists()
+
+
+def test_a_finished_run_keeps_its_rows_when_it_is_started_again(tmp_path, kill):
+    kill(None)
+    run_finetune("ppo", tmp_path, "frames=32")
+    before = rows(tmp_path)
+    run_finetune("ppo", tmp_path, "frames=32")
+    assert rows(tmp_path) == before and before
