@@ -168,14 +168,19 @@ class Cluster:
         def holds():
             over = next(ticks) % 20 == 0 and self.job(number)["JobState"] in OVER  # asking is slower than looking
             if not condition():
-                assert not over, f"job {number} is over: {self.job(number)}\n{self.log(number)[-TAIL:]}"
+                assert not over, f"job {number} is over: {self._words(number)}"
                 return False
             return True
 
         try:
             until(holds, pause=pause)
         except TimeoutError as error:
-            raise TimeoutError(f"{error}: job {number} is {self.job(number)}\n{self.log(number)[-TAIL:]}") from None
+            raise TimeoutError(f"{error} for job {number}: {self._words(number)}") from None
+
+    def _words(self, number):
+        facts = self.job(number)
+        shown = ", ".join(f"{name} {facts.get(name)}" for name in ("JobState", "Reason", "ExitCode", "Restarts"))
+        return f"{shown}\n{self.log(number)[-TAIL:]}"
 
     def ask(self, *command, **options):
         """A client command such as `squeue`, done."""

@@ -17,10 +17,15 @@ TINY = [
 ]  # fmt: skip
 
 
+def pytest_collection_modifyitems(items):
+    if missing():  # a mark, because pytest sums up marked tests in one line
+        for item in items:
+            if "slurm" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.skip(reason=f"no Slurm can be started here: {missing()}"))
+
+
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory):
-    if missing():
-        pytest.skip(f"no Slurm can be started here: {missing()}")
     end_leftovers()
     cluster = Cluster(tmp_path_factory.mktemp("slurm")).own()
     cluster.environment["PATH"] = f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"
