@@ -179,11 +179,19 @@ def measure(args):
             row = facts(args, stage, frames, functions[stage](args, frames))
             earlier = [r for r in result["rows"] if r["stage"] == stage]
             result["rows"].append(row | growth(row, earlier[-1] if earlier else None))
-            show(result["rows"][-1])
+            show(result["rows"])
+            save(args, result)
     if "workers" in args.stages:
         for stage in ("ingest", "label"):
             result["workers"].append(pair(args, stage, functions[stage]))
+            save(args, result)
     return result
+
+
+def save(args, result):
+    """Writes what is known so far: the largest size can take hours."""
+    if args.out:
+        Path(args.out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def facts(args, stage, frames, usage):
@@ -207,8 +215,10 @@ def growth(row, before):
     }
 
 
-def show(row):
-    if row["cost_growth"] is None and row["stage"] != "train":
+def show(rows):
+    """Prints the last row, under the names of the columns if it is the first."""
+    row = rows[-1]
+    if len(rows) == 1:
         print(f"{'stage':7} {'frames':>9} {'files':>7} {'seconds':>9} {'CPU-s':>9} {'frames/s':>9} {'CPU-us/frame':>13}"
               f" {'peak MB':>8} {'largest':>8}  growth of cost, memory; bytes/file  load")  # fmt: skip
     grown = "-" if row["cost_growth"] is None else (
@@ -236,10 +246,7 @@ def main():
     args = arguments()
     args.folder.mkdir(parents=True, exist_ok=True)
     make_videos(args)
-    result = measure(args)
-    print(json.dumps(result))
-    if args.out:
-        Path(args.out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(measure(args)))
 
 
 if __name__ == "__main__":
