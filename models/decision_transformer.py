@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
+from models.bins import Autoregressive, from_bins
 from models.heads import Categorical, Gaussian
 from models.language import GPT, initialise
 
@@ -135,7 +136,18 @@ class DecisionTransformer(nn.Module):
         else:
             parts = torch.stack([condition, state, action], 2)
         time = self.embed_time(window["timestep"])[:, :, None]
-        return self.embed_norm(parts + time) if self.time == "before" else self.embed_norm(parts) + time
+        return self._timed(parts, time)
+
+    def _timed(self, x, time):
+        return self.embed_norm(x + time) if self.time == "before" else self.embed_norm(x) + time
+
+    def state_tokens(self, window):
+        """[b t d]: the states as the trunk gets them where they have a token of their own, without all the others."""
+        return self._timed(self.embed_state(window["observation"]), self.embed_time(window["timestep"]))
+
+    def action_token(self, bins, time):
+        """Bins int [b] of one dimension, embedding of the step [b d] -> [b d]."""
+        return self._timed(self.embed_action(bins), time)
 
     # a step at a time
 
@@ -163,9 +175,32 @@ class DecisionTransformer(nn.Module):
         state = remember(now, first, state, self.context)
         length = state["length"]  # b
         window = {name: value[:, : int(length.max())] for name, value in state.items() if name != "length"}
+        if self.layout == "tokenised":
+            distribution = self.decoder(window, length)
+            return distribution, distribution.latent, state
         latent, _ = self.latent(window)
         latent = latent[torch.arange(len(length), device=length.device), length - 1]
         return self.distribution(latent), latent, state
+
+    def decoder(self, window, length):
+        """Distribution over the bins [b a] of every row's last step, of which state and condition are known."""
+        x = self.tokens(window)
+        t, m = x.shape[1:3]
+        tokens, place = rearrange(x, "b t m d -> b (t m) d")[:, : (t - 1) * m + 2], (length - 1) * m + 1  # b
+        rows, visible = torch.arange(len(x), device=x.device), None
+        if (length == t).all():
+            y, memory = self.trunk(tokens, place[:1])
+            latent = y[:, 0]
+        else:  # shorter rows have padding before the tokens to come
+            visible = torch.arange(tokens.shape[1], device=x.device) <= place[:, None]
+            y, memory = self.trunk(tokens)
+            latent = y[rows, place]
+        time = self.embed_time(window["timestep"][rows, length - 1])
+        return Autoregressive(self, self.trunk, latent, memory, time, visible)
+
+    def unit(self, action):
+        """What `step` said and was told as actions in [-1, 1]; those of discrete worlds stay as they are."""
+        return from_bins(action, self.n_actions) if self.layout == "tokenised" else action
 
 
 def remember(now, first, state, context):

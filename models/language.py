@@ -25,11 +25,11 @@ class CausalAttention(nn.Module):
         self.out = nn.Linear(width, width)
         self.dropout, self.dropout_out = dropout, nn.Dropout(dropout)
 
-    def forward(self, x, read=None, memory=None):
+    def forward(self, x, read=None, memory=None, visible=None):
         """x [b n d] -> (y [b m d], (k, v) each [b h m+n d/h]).
 
         read: int [m], ascending positions of x whose outputs are wanted, None = all. memory: (k, v) of what came
-        before x, all of it visible.
+        before x. visible: bool [b m+n], which tokens of memory and x may be looked at, None = all.
         """
         queries = x if read is None else x[:, read]
         q, k, v = (self._split(layer(z)) for layer, z in ((self.query, queries), (self.key, x), (self.value, x)))
@@ -38,9 +38,11 @@ class CausalAttention(nn.Module):
             past = memory[0].shape[2]
             k, v = torch.cat([memory[0].to(k.dtype), k], 2), torch.cat([memory[1].to(v.dtype), v], 2)
         mask = None
-        if read is not None or past:
+        if read is not None or past or visible is not None:
             place = torch.arange(x.shape[1], device=x.device) if read is None else read
             mask = torch.arange(k.shape[2], device=x.device) <= past + place[:, None]  # m past+n
+        if visible is not None:
+            mask = mask & visible[:, None, None]  # b 1 m past+n
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout)
         return self.dropout_out(self.out(rearrange(y, "b h m d -> b m (h d)"))), (k, v)
@@ -60,8 +62,8 @@ class Block(nn.Module):
         self.activation = ACTIVATIONS[activation]()
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x, read=None, memory=None):
-        y, cache = self.attention(self.norm1(x), read, memory)
+    def forward(self, x, read=None, memory=None, visible=None):
+        y, cache = self.attention(self.norm1(x), read, memory, visible)
         x = (x if read is None else x[:, read]) + y
         return x + self.dropout(self.down(self.activation(self.up(self.norm2(x))))), cache
 
@@ -79,15 +81,16 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(width)
         initialise(self, layers)
 
-    def forward(self, x, read=None, memory=None):
+    def forward(self, x, read=None, memory=None, visible=None):
         """x [b n d] -> (y [b m d], memory after x): `read` int [m] are the positions of x wanted, None = all.
 
-        memory: what an earlier call returned for the tokens before x; a list with (k, v) per block.
+        memory: what an earlier call returned for the tokens before x; a list with (k, v) per block. visible: bool
+        [b m+n], which tokens before and of x may be looked at, None = all.
         """
         x, caches = self.dropout(x), []
         for i, block in enumerate(self.blocks):
             last = i == len(self.blocks) - 1
-            x, cache = block(x, read if last else None, None if memory is None else memory[i])
+            x, cache = block(x, read if last else None, None if memory is None else memory[i], visible)
             caches.append(cache)
         return self.norm(x), caches
 
