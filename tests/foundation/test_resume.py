@@ -159,6 +159,23 @@ def test_torn_checkpoints_are_passed_over(play_shards, tmp_path, kill, caplog):
     assert {p.name for p in (tmp_path / "stopped").glob("*.ckpt*")} == {"last.ckpt", "last-1.ckpt"}
 
 
+def test_no_flipped_bit_is_taken_for_a_whole_checkpoint(tmp_path):
+    good, bad = tmp_path / "good.ckpt", tmp_path / "bad.ckpt"
+    torch.save({"state_dict": {"weight": torch.arange(6.0)}, "global_step": 5, "run": {"config": {"a": 1.5}}}, good)
+    content, data = repr(torch.load(good, weights_only=True)), good.read_bytes()
+    assert checkpoints.whole(good)
+    refused = 0
+    for bit in range(0, 8 * len(data), 53):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        bad.write_bytes(damaged)
+        if checkpoints.whole(bad):
+            assert repr(torch.load(bad, weights_only=True)) == content
+        else:
+            refused += 1
+    assert refused > len(data) / 20
+
+
 def test_another_config_or_world_is_refused(play_shards, tmp_path, kill):
     kill(4)
     with pytest.raises(Killed):
