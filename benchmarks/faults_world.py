@@ -155,14 +155,15 @@ def write_videos(folder, count):
 
 def write_models(folder):
     """Hub folders `idm` and `policy` with random weights."""
-    codec = ActionCodec(DOOM)
+    codec, rng = ActionCodec(DOOM), np.random.default_rng(0)
     shape = {"n_buttons": codec.n_buttons, "n_camera": codec.n_camera, "camera_on": codec.camera_on}
     policy = {**POLICY, **shape, "camera_null": codec.camera_null}
     extras = {"actions": DOOM, "size": SIZE, "fps": FPS}
     for name, config, kind in (("idm", IDM, InverseDynamics), ("policy", policy, VideoPolicy)):
         torch.manual_seed(0)
         net = kind(**{key: value for key, value in config.items() if key != "_target_"})
-        checkpoint.save(folder / name, config, net, {**extras, "statistics": {"loss": len(name) / 2}}, f"# {name}")
+        statistics = {"mean": rng.normal(size=20), "deviation": rng.random(20)}
+        checkpoint.save(folder / name, config, net, {**extras, "statistics": statistics}, f"# {name}")
 
 
 def files(folder):
