@@ -4,12 +4,12 @@ import logging
 
 import torch
 
+from models.language import LanguageModel
 from pipelines import card, checkpoint, remote
 from pipelines.command import command_line, machine
 from pipelines.schema import DataError
 
 log = logging.getLogger("foundation-policy")
-KINDS = {True: "policy", False: "inverse-dynamics"}  # by whether the network acts
 
 
 def load(where):
@@ -19,8 +19,15 @@ def load(where):
 
 def save(folder, net, net_config, extras, lead, tables, title):
     """Writes `net` as a hub folder. extras: see `pipelines.checkpoint.save`; lead, tables: see `pipelines.card`."""
-    text = card.render(title, KINDS[hasattr(net, "step")], lead, tables, command_line(), license="mit")
+    text = card.render(title, kind(net), lead, tables, command_line(), license="mit")
     return checkpoint.save(folder, net_config, net, extras, text)
+
+
+def kind(net):
+    """A key of `pipelines.card.TASKS`."""
+    if isinstance(net, LanguageModel):
+        return "language"
+    return "policy" if hasattr(net, "step") else "inverse-dynamics"
 
 
 def save_trained(folder, net, net_config, data, summary, cfg, statistics=None, started="random weights"):

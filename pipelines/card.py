@@ -3,7 +3,10 @@
 import yaml
 
 LIBRARY = "foundation-policy"
-TASKS = {"policy": "reinforcement-learning", "inverse-dynamics": "video-classification"}  # words of the hub
+TASKS = {  # words of the hub
+    "policy": "reinforcement-learning", "inverse-dynamics": "video-classification", "language": "text-generation",
+}  # fmt: skip
+USES = {"policy": "init= or policy=", "inverse-dynamics": "idm=", "language": "init= or method.language.init="}
 
 
 def render(title, kind, lead, tables, command, **facts):
@@ -13,7 +16,6 @@ def render(title, kind, lead, tables, command, **facts):
     """
     front = {"library_name": LIBRARY, "pipeline_tag": TASKS[kind], "tags": [LIBRARY, kind], **facts}
     load = 'from foundation import hub\nbundle = hub.load("<this folder, or owner/name@revision>")'
-    use = "init= or policy=" if kind == "policy" else "idm="
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# {line(title)}",
@@ -21,7 +23,7 @@ def render(title, kind, lead, tables, command, **facts):
         *(f"## {heading}\n\n{table(rows)}" for heading, rows in tables.items() if rows),
         f"## Made by\n\n```\n{line(command)}\n```",
         f"## Use\n\n```python\n{load}\nbundle.net, bundle.spec, bundle.size, bundle.fps\n```\n\nor give the same"
-        f" address as `{use}` to a command of {LIBRARY}. The weights are safetensors; nothing in this folder is run.",
+        f" address as `{USES[kind]}` to a command of {LIBRARY}. The weights are safetensors; nothing in this folder is run.",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -42,6 +42,8 @@ WEIGHT = "weight"  # float32 [b t] weight of the frame in the loss
 CONDITION = "condition"  # float32 [b t c] what the policy is asked for: return-to-go, goal, latent, ...
 TIMESTEP = "timestep"  # int64 [b t] steps since the episode's start
 NEXT_OBSERVATION = "next_observation"  # float32 [b t s]
+SCALED_REWARD = "scaled_reward"  # float32 [b t] REWARD in the unit of CONDITION, which may differ from task to task
+TOKENS = "tokens"  # int64 [b n] of a language
 
 RECORDED, PSEUDO, NONE = "recorded", "pseudo", "none"  # provenance of actions
 

@@ -90,13 +90,24 @@ def bounded():
 
 
 @pytest.fixture(scope="session")
-def data_for(play_shards, held_out_shards, tmp_path_factory):
+def texts(tmp_path_factory):
+    """A folder of four small text files."""
+    folder = tmp_path_factory.mktemp("texts")
+    for i, word in enumerate(("left", "right", "up", "down")):
+        (folder / f"{word}.txt").write_text(f"{i} turn {word} and stop\n" * 40)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_for(play_shards, held_out_shards, texts, tmp_path_factory):
     """Function: composed config -> (training shards, held-out shards) of the kind its method trains on."""
     pushes = {}
 
     def shards(cfg):
         if cfg.data._target_.endswith("ShardData"):
             return play_shards, held_out_shards
+        if cfg.data._target_.endswith("TextData"):
+            return texts, texts
         for seed in (0, 1):
             if seed not in pushes:
                 pushes[seed] = write_pushes(tmp_path_factory.mktemp(f"pushes{seed}"), 20, seed)
