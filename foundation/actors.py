@@ -146,8 +146,12 @@ class SequenceActor:
         now = {name: value.to(self.device) for name, value in now.items()}
         first = torch.from_numpy(frame.first).to(self.device)
         distribution, _, self.state = self.policy.step(now, first, self.state)
-        self.action = (distribution.mode() if self.greedy else distribution.cpu().sample(self.generator)).cpu()
+        self.action = self.choose(distribution)
         return list(self.spaces.from_unit(self.action.numpy()))
+
+    def choose(self, distribution):
+        """The actions of b episodes as the policy says them, on the CPU: [b a] in [-1, 1] or bins, or [b]."""
+        return (distribution.mode() if self.greedy else distribution.cpu().sample(self.generator)).cpu()
 
 
 def target_return(target, statistics):
