@@ -118,7 +118,7 @@ class Experience(Callback):
     """
 
     def __init__(self, stream, window=100):
-        self.stream, self.sums, self.count = stream, {}, 0
+        self.stream, self.sums, self.counts, self.count = stream, {}, {}, 0
         self.recent = deque(maxlen=window)
         self.episodes = 0
         self.start, self.frames_at_start = time.monotonic(), stream.frames
@@ -129,6 +129,7 @@ class Experience(Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         for name, value in outputs["metrics"].items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
+            self.counts[name] = self.counts.get(name, 0) + 1  # not every update has every term
         self.count += 1
         if self.count == self.stream.per_iteration:
             self._write(trainer, module)
@@ -136,12 +137,12 @@ class Experience(Callback):
     def _write(self, trainer, module):
         self.recent.extend(self.stream.episodes)
         self.episodes += len(self.stream.episodes)
-        row = {name: value / self.count for name, value in self.sums.items()}
+        row = {name: value / self.counts[name] for name, value in self.sums.items()}
         row |= {"frames": self.stream.frames, "episodes": self.episodes, **module.rollout_metrics, **self.averages()}
         seconds = time.monotonic() - self.start
         row["frames_per_second"] = (self.stream.frames - self.frames_at_start) / max(seconds, 1e-9)
         trainer.logger.log_metrics(row, step=trainer.global_step)
-        self.sums, self.count = {}, 0
+        self.sums, self.counts, self.count = {}, {}, 0
 
     def averages(self):
         known = [e.success for e in self.recent if e.success is not None]
@@ -155,13 +156,14 @@ class Experience(Callback):
         recent = [(e.seed, e.returns, e.frames, e.success) for e in self.recent]
         return {
             "stream": self.stream.state_dict(), "recent": recent, "episodes": self.episodes, "sums": dict(self.sums),
-            "count": self.count,
+            "counts": dict(self.counts), "count": self.count,
         }  # fmt: skip
 
     def load_state_dict(self, state):
         self.stream.load_state_dict(state["stream"])
         self.recent.extend(Episode(*values) for values in state["recent"])
         self.episodes, self.sums, self.count = state["episodes"], state["sums"], state["count"]
+        self.counts = state.get("counts", dict.fromkeys(self.sums, self.count))  # before: every update had every term
 
 
 def _mean(values):
