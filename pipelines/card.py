@@ -23,7 +23,8 @@ def render(title, kind, lead, tables, command, **facts):
         *(f"## {heading}\n\n{table(rows)}" for heading, rows in tables.items() if rows),
         f"## Made by\n\n```\n{line(command)}\n```",
         f"## Use\n\n```python\n{load}\nbundle.net, bundle.spec, bundle.size, bundle.fps\n```\n\nor give the same"
-        f" address as `{USES[kind]}` to a command of {LIBRARY}. The weights are safetensors; nothing in this folder is run.",
+        f" address as `{USES[kind]}` to a command of {LIBRARY}. The weights are safetensors; nothing in this folder is"
+        " run.",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -1,4 +1,4 @@
-"""Language modelling (Radford et al. 2019): next-token cross-entropy, on text or on synthetic chains (arXiv:2310.00771).
+"""Language modelling (Radford et al. 2019): next-token cross-entropy on text or made-up chains (arXiv:2310.00771).
 
 What comes out is an initialisation of sequence policies: `method=lamo method.language.init=<run folder>`.
 """
