@@ -38,12 +38,12 @@ class Push(gymnasium.Env):
         return self.state(), push * self.side, False, done, info
 
 
-def write_pushes(root, episodes=60, seed=0, discrete=False):
-    """Trajectory shards in which each episode has a skill in [-1, 1]; its pushes scatter around it."""
+def write_pushes(root, episodes=60, seed=0, discrete=False, skills=(-1, 1)):
+    """Trajectory shards in which each episode has a skill within `skills`; its pushes scatter around it."""
     generator, world = np.random.default_rng(seed), Push()
     with ShardWriter(root, "episodes", samples_per_shard=25) as writer:
         for i in range(episodes):
-            skill = generator.uniform(-1, 1)
+            skill = generator.uniform(*skills)
             states, actions, rewards = [world.reset(seed=1000 * seed + i)[0]], [], []
             while len(rewards) < LENGTH:
                 push = np.clip(skill * world.side + 0.1 * generator.normal(), -1, 1)
