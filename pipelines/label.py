@@ -53,7 +53,7 @@ def main(cfg):
         return {**counts(units, cfg.out), "label/ranks_to_run": to_run(units, cfg)}
     claim(cfg.out, labeller.facts(), cfg.overwrite)
     start, before = time.monotonic(), counts(mine, cfg.out)
-    lost, damaged = label_units(cfg, missing, labeller)
+    lost, damaged = label_units(cfg, missing, labeller, shards)
     seconds = time.monotonic() - start
     summary = counts(mine, cfg.out)
     labelled = summary["label/frames"] - before["label/frames"]
@@ -126,7 +126,7 @@ def short(value):
     return str(value)[:12]
 
 
-def label_units(cfg, units, labeller):
+def label_units(cfg, units, labeller, shards):
     """Labels units one after another, or over `workers` processes.
 
     Returns the clips of units of which no clip could be read, and the shards that are damaged.
@@ -135,13 +135,13 @@ def label_units(cfg, units, labeller):
     with tqdm(total=total, unit="frames", unit_scale=True, desc="labelling", disable=None) as bar:
         if workers > 1:
             return label_in_processes(cfg, units, workers, bar)
-        label_each(cfg, units, labeller, {"frames": bar.update, "lost": lost.extend, "damaged": damaged.append})
+        tell = {"frames": bar.update, "lost": lost.extend, "damaged": damaged.append}
+        label_each(cfg, units, labeller, shards, tell)
     return lost, damaged
 
 
-def label_each(cfg, units, labeller, tell):
+def label_each(cfg, units, labeller, shards, tell):
     """Labels units; tell: {"frames": f(n), "lost": f(rejected clips), "damaged": f(shard)}."""
-    shards = open_clips(cfg)
     for unit in units:
         try:
             shards.check(unit.shard)
@@ -151,6 +151,7 @@ def label_each(cfg, units, labeller, tell):
                 raise
             log.warning("set aside: %s", error)
             tell["damaged"](unit.shard)
+        shards.forget(unit.shard)
 
 
 def label_in_processes(cfg, units, workers, bar):
@@ -188,7 +189,7 @@ def work(plain, units, pipe):
     set_threads(cfg)
     try:
         tell = {kind: partial(send, pipe, kind) for kind in ("frames", "lost", "damaged")}
-        label_each(cfg, units, make_labeller(cfg), tell)
+        label_each(cfg, units, make_labeller(cfg), open_clips(cfg), tell)
     except DataError as error:
         pipe.send(("error", str(error)))
         raise SystemExit(1) from error

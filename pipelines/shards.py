@@ -166,6 +166,10 @@ class Shards:
             self._indexes[file] = tars.load_index(self.folder, self._by_file[file])
         return self._indexes[file]
 
+    def forget(self, file):
+        """Frees the index of a shard that will not be read again soon."""
+        self._indexes.pop(file, None)
+
     def close(self):
         self.folder.close()
 
