@@ -5,12 +5,11 @@ import logging
 
 import lightning as L
 import torch
-from hydra.utils import get_class
 
 from foundation import callbacks, hub
 from foundation.checkpoints import Checkpoint, StepSeed, resume_path, step_of
 from foundation.preemption import Preemption
-from foundation.training import fit_from, make_trainer, plain, world_size
+from foundation.training import fit_from, made, make_trainer, plain, world_size
 from pipelines import checkpoint
 from pipelines.command import command, run_folder
 from pipelines.schema import DataError
@@ -23,13 +22,12 @@ def main(cfg):
     L.seed_everything(cfg.run.seed, verbose=False)
     check_frozen(cfg)
     folder = run_folder(cfg)
-    source = plain(cfg.data)
-    data = get_class(source.pop("_target_"))(**source, steps=cfg.steps, seed=cfg.run.seed)
+    data = made(plain(cfg.data), steps=cfg.steps, seed=cfg.run.seed)
     net_config = data.derive(plain(cfg.method.net))
     net, started = initial_net(net_config, cfg.init)
     net = net.to(memory_format=torch.channels_last)  # convolutions are faster so
     method = plain(cfg.method)
-    task = get_class(method.pop("_target_"))(**{**method, "net": net})
+    task = made(method, net=net)
     log.info("%s: %.1f M parameters, %d frames", method["net"]["_target_"], count(net) / 1e6, data.frames)
     settings, config = plain(cfg.trainer), plain(cfg)
     start = resume_path(folder, cfg.resume, config, world_size(settings))

@@ -1,6 +1,7 @@
 """One way to build the Trainer that every command uses: counts steps, writes metrics.csv and one checkpoint."""
 
 import ctypes
+import inspect
 import logging
 import sys
 import warnings
@@ -8,6 +9,8 @@ from contextlib import contextmanager
 
 import lightning as L
 import torch
+from hydra.errors import HydraException
+from hydra.utils import get_class
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
@@ -43,6 +46,17 @@ def make_trainer(settings, folder, callbacks_, max_steps, resumed_step=0, **opti
         raise DataError(f"these trainer settings cannot be used ({error}); see configs/trainer") from error
 
 
+def made(node, **more):
+    """What a config node describes, {_target_: class, its arguments}; DataError where it does not fit the class."""
+    values = {**node, **more}
+    try:
+        kind = get_class(values.pop("_target_"))
+        inspect.signature(kind).bind(**values)
+    except (KeyError, TypeError, ValueError, ImportError, HydraException) as error:
+        raise DataError(f"the config of {node.get('_target_')} does not fit it: {error}; see configs/") from error
+    return kind(**values)
+
+
 def fit_from(trainer, module, data, start):
     """`trainer.fit` from the checkpoint `start`; None: from the beginning."""
     with quiet():
@@ -74,7 +88,7 @@ def keep_memory():
 def world_size(settings):
     """Processes that a `configs/trainer` node starts or, under Slurm, takes part in."""
     settings = slurm.trainer_settings(settings)
-    devices = settings["devices"]
+    devices = settings.get("devices", "auto")
     if devices in (-1, "auto"):
         devices = max(1, torch.cuda.device_count())
     return int(devices) * int(settings.get("num_nodes", 1))

@@ -8,6 +8,7 @@ from foundation import hub
 from foundation.checkpoints import resume_path
 from foundation.pretrain import main
 from foundation.pretraining.task import rate
+from foundation.training import made
 from pipelines.command import CONFIGS, execute
 from pipelines.schema import DataError
 from pipelines.video import scan
@@ -143,3 +144,11 @@ def test_a_damaged_checkpoint_is_told(tmp_path):
     with pytest.raises(DataError, match="whole"):
         resume_path(tmp_path, "auto", {})
     assert resume_path(tmp_path, "never", {}) is None
+
+
+@pytest.mark.parametrize("node", [{}, {"_target_": "collections.Nothing"}, {"_target_": "nowhere.Thing"},
+                                  {"_target_": "fractions.Fraction", "top": 1}])  # fmt: skip
+def test_a_config_that_does_not_fit_its_class_is_told(node):
+    with pytest.raises(DataError, match="does not fit it"):
+        made(node)
+    assert made({"_target_": "fractions.Fraction", "numerator": 1}, denominator=2) == 0.5

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import peek as command
-from pipelines.command import CONFIGS, kind, wrong_kinds
+from pipelines.command import CONFIGS, kind, lacking, loosened, wrong_kinds
 
 
 def peek(*overrides):
@@ -34,6 +34,16 @@ def test_kinds_of_values():
     given = {"steps": 1.5, "rate": "x", "size": 3, "on": 1, "run": {"seed": "x"}}
     assert [line.split("=")[0] for line in wrong_kinds(given, written)] == ["steps", "rate", "size", "on", "run.seed"]
     assert not kind(5)[1](True)
+
+
+def test_what_a_damaged_group_lacks_is_named():
+    written = {"method": {"lr": 0.1, "window": 8, "mirror": {"left": "right"}}, "hydra": {}}
+    gone = list(lacking({"method": {"lr": 1, "window": 8}}, written))
+    assert gone == ["method.mirror is missing in the config files"]
+    loose = loosened(written, anything=False)
+    assert not list(wrong_kinds({"method": {"lr": 1, "window": 8.5, "mirror": None}}, loose))
+    assert list(wrong_kinds({"method": {"lr": "1e-s", "window": 8}}, loose)) == ["method.lr=1e-s must be a number"]
+    assert not list(wrong_kinds({"method": {"lr": "auto"}}, loosened(written, anything=True)))
 
 
 @pytest.mark.parametrize("damage", [b"\x9c", b"run: {dir: ", b"a: [1\n", b"\0"])
