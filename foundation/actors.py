@@ -12,7 +12,7 @@ from foundation.envs.doom_player import ScriptedPlayer
 from foundation.rollout import on_cpu, take, to_environment
 from pipelines.schema import ACTION, CONDITION, OBSERVATION, REWARD, TIMESTEP, DataError
 from pipelines.trajectories import Spaces
-from pipelines.trajectory_windows import Normalizer
+from pipelines.trajectory_windows import Normalizer, returns_of
 
 log = logging.getLogger("foundation-policy")
 
@@ -105,14 +105,15 @@ class SequenceActor:
 
     What came is taken off what is asked for: condition = (target - rewards so far) / scale, or, with a policy trained
     on condition=delayed, target / scale throughout. target: a return, "q0.9" = that quantile of the training data's
-    returns, None = q0.9. States are normalised as in training.
+    returns, None = q0.9. States are normalised as in training. A policy of several tasks has scales, quantiles and
+    normalisers of its own for each, chosen by the `tags` of the environments.
     """
 
     def __init__(self, bundle, target=None, seed=0, greedy=True, device="cpu"):
         self.policy, self.device, self.seed, self.greedy = bundle.net.eval().to(device), device, seed, greedy
         self.spaces = Spaces.from_dict(bundle.config["spaces"])
         self.scale = float(bundle.statistics.get("returns_scale", 1.0))
-        self.target = target_return(target, bundle.statistics)
+        self.target, self.wanted, self.statistics = target_return(target, bundle.statistics), target, bundle.statistics
         self.delayed = bundle.config.get("condition") == "delayed"
         self.normalizer = Normalizer.from_dict(bundle.statistics) if "state_mean" in bundle.statistics else None
 
@@ -121,33 +122,44 @@ class SequenceActor:
         self.state = self.policy.initial_state(len(slots), self.device)
         tags = [getattr(slot.environment, "tags", {}) for slot in slots]
         self.rows = None if self.normalizer is None else self.normalizer.rows(tags)
-        self.asked = np.full(len(slots), self.target, np.float64)
+        self.scales, self.targets = np.full((2, len(slots)), [[self.scale], [self.target]], np.float64)
+        if self.statistics.get("returns_by"):
+            own = [returns_of(one, self.statistics) for one in tags]
+            self.scales = np.array([one["returns_scale"] for one in own])
+            self.targets = np.array([target_return(self.wanted, one) for one in own])
+        self.asked = self.targets
+        order = self.statistics.get("sequence")  # tasks that a continual learner was taught, which may want to be told
+        self.tasks = order and np.array([order.index(one["task"]) if one.get("task") in order else -1 for one in tags])
         self.timestep = np.zeros(len(slots), np.int64)
         self.action = None
 
     def keep(self, rows):
         self.state, self.rows = take(self.state, rows), None if self.rows is None else self.rows[rows]
         self.asked, self.timestep, self.action = self.asked[rows], self.timestep[rows], self.action[rows]
+        self.scales, self.targets = self.scales[rows], self.targets[rows]
+        self.tasks = None if self.tasks is None else self.tasks[rows]
 
     @torch.no_grad()
     def act(self, frame):
         """Frame of b environments -> b actions."""
-        self.asked = np.where(frame.first, self.target, self.asked - (0.0 if self.delayed else frame.reward))
+        self.asked = np.where(frame.first, self.targets, self.asked - (0.0 if self.delayed else frame.reward))
         self.timestep = np.where(frame.first, 0, self.timestep + 1)
         states = frame.observation if self.normalizer is None else self.normalizer(frame.observation, self.rows)
         now = {
             OBSERVATION: torch.from_numpy(np.asarray(states, np.float32)),
-            CONDITION: torch.from_numpy((self.asked / self.scale).astype(np.float32))[:, None],
+            CONDITION: torch.from_numpy((self.asked / self.scales).astype(np.float32))[:, None],
             TIMESTEP: torch.from_numpy(self.timestep.clip(max=self.policy.max_timestep - 1)),
-            ACTION: self.action, REWARD: torch.from_numpy(frame.reward)[:, None],
+            ACTION: self.action, REWARD: torch.from_numpy((frame.reward / self.scales).astype(np.float32))[:, None],
         }  # fmt: skip
         if self.action is None:
             del now[ACTION], now[REWARD]
+        if self.tasks is not None:
+            now["task"] = torch.from_numpy(self.tasks)
         now = {name: value.to(self.device) for name, value in now.items()}
         first = torch.from_numpy(frame.first).to(self.device)
         distribution, _, self.state = self.policy.step(now, first, self.state)
         self.action = self.choose(distribution)
-        return list(self.spaces.from_unit(self.action.numpy()))
+        return list(self.spaces.from_unit(self.policy.unit(self.action).numpy()))
 
     def choose(self, distribution):
         """The actions of b episodes as the policy says them, on the CPU: [b a] in [-1, 1] or bins, or [b]."""

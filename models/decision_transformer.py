@@ -173,14 +173,17 @@ class DecisionTransformer(nn.Module):
         again, as in training; rows need not be equally long.
         """
         state = remember(now, first, state, self.context)
-        length = state["length"]  # b
-        window = {name: value[:, : int(length.max())] for name, value in state.items() if name != "length"}
+        return *self.look(state), state
+
+    def look(self, state):
+        """Histories as `remember` leaves them -> (distribution over [b], latent [b d]) at their last step."""
+        window, length = histories(state), state["length"]
         if self.layout == "tokenised":
             distribution = self.decoder(window, length)
-            return distribution, distribution.latent, state
+            return distribution, distribution.latent
         latent, _ = self.latent(window)
         latent = latent[torch.arange(len(length), device=length.device), length - 1]
-        return self.distribution(latent), latent, state
+        return self.distribution(latent), latent
 
     def decoder(self, window, length):
         """Distribution over the bins [b a] of every row's last step, of which state and condition are known."""
@@ -218,6 +221,14 @@ def remember(now, first, state, context):
     for name in ("observation", "condition", "timestep"):
         after[name][rows, length] = now[name].to(after[name].dtype)
     return {**after, "length": length + 1}
+
+
+def histories(state):
+    """The window [b t ...] of a state, t = the longest history, with `mask`: which steps there are."""
+    length = state["length"]
+    window = {name: value[:, : int(length.max())] for name, value in state.items() if name != "length"}
+    steps = torch.arange(window["timestep"].shape[1], device=length.device)
+    return {**window, "mask": steps < length[:, None]}
 
 
 def check(**choices):

@@ -49,6 +49,16 @@ class Normalizer:
     def invert(self, observation, rows=0):
         return np.asarray(observation, np.float32) * self.std[rows] + self.mean[rows]
 
+    def joined(self, other):
+        """These statistics, and of `other` those of the names that are new here."""
+        if self.by != other.by:
+            raise DataError(f"statistics per {self.by or 'all'} and per {other.by or 'all'} do not go together")
+        if self.by is None:
+            return self
+        new = [row for row, name in enumerate(other.names) if name not in self.names]
+        mean, std = (np.concatenate([getattr(self, n), getattr(other, n)[new]]) for n in ("mean", "std"))
+        return Normalizer(mean, std, self.by, (*self.names, *(other.names[row] for row in new)))
+
     def rows(self, tags):
         """int [n]: which statistics belong to the n episodes or environments with these tags (dicts)."""
         if self.by is None:
@@ -89,6 +99,23 @@ def tag_of(tags, name):
         return str(tags[name])
     except KeyError:
         raise DataError(f"an episode has no tag {name!r}, only {sorted(tags)}; normalise over all: by=null") from None
+
+
+def returns_of(tags, statistics):
+    """What a policy's statistics say about the returns of episodes with these tags: `returns_scale`, `returns`, ...
+
+    A policy of several tasks has an entry per value of the tag `returns_by` in `tasks`.
+    """
+    if statistics.get("returns_by") is None:
+        return statistics
+    try:
+        name, tasks = tag_of(tags, statistics["returns_by"]), dict(statistics["tasks"])
+        found = tasks.get(name)
+        if found is not None:
+            return {**found, "returns_scale": float(found["returns_scale"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"the model's statistics of returns per task are damaged ({error})") from error
+    raise DataError(f"the model knows no returns of {name!r}; it knows those of {sorted(tasks)[:60]}")
 
 
 def moments(trajectories, group, k):
@@ -197,8 +224,9 @@ class EpisodeWindows(Dataset):
     """Window i: up to `length` steps from step i of the flat arrays. `windows.__getitems__(indices)` is a batch.
 
     Batch, tensors, zero where padded: OBSERVATION, NEXT_OBSERVATION float32 [b t s], normalised (at the end of an
-    episode, final_observation); ACTION [b t a] or [b t]; REWARD [b t]; CONDITION float32 [b t c]; TIMESTEP int64 [b t]
-    since the episode's start, not clipped; TERMINATED, MASK bool [b t]; WEIGHT float32 [b t] = MASK.
+    episode, final_observation); ACTION [b t a] or [b t]; REWARD, SCALED_REWARD = REWARD / scale [b t]; CONDITION
+    float32 [b t c]; TIMESTEP int64 [b t] since the episode's start, not clipped; TERMINATED, MASK bool [b t]; WEIGHT
+    float32 [b t] = MASK.
 
     condition: "return" = return-to-go / scale; "delayed" = the same if all reward came at the end, that is the whole
     return / scale (REWARD stays as recorded); an array [N c]; or a callable: int64 [b t] steps -> [b t c].
@@ -206,14 +234,15 @@ class EpisodeWindows(Dataset):
     """
 
     def __init__(self, trajectories, length, normalizer=None, condition="return", scale=1.0, gamma=1.0, following=True):
-        """normalizer: None = states as they are. following: give NEXT_OBSERVATION too."""
-        if length < 1 or not scale:
+        """normalizer: None = raw states. scale: a number, or one per episode. following: give NEXT_OBSERVATION."""
+        if length < 1 or not np.all(scale):
             raise DataError(f"windows: length={length} must be at least 1 and the return scale {scale} not 0")
         self.data, self.length, self.normalizer, self.following = trajectories, length, normalizer, following
         self.statistics = None if normalizer is None else normalizer.rows(trajectories.tags)  # row of each episode
-        self.condition = self._condition(condition, scale, gamma)
+        self.scale = np.broadcast_to(np.float32(scale), len(trajectories))
+        self.condition = self._condition(condition, gamma)
 
-    def _condition(self, condition, scale, gamma):
+    def _condition(self, condition, gamma):
         """Array [N c], or callable."""
         n = len(self.data.reward)
         if callable(condition):
@@ -223,7 +252,7 @@ class EpisodeWindows(Dataset):
                 raise DataError(f"condition={condition!r}: expected return, delayed, an array or a callable")
             delayed = condition == "delayed"
             to_go = np.repeat(self.data.returns, self.data.lengths) if delayed else self.data.returns_to_go(gamma)
-            return (to_go / scale).astype(np.float32)[:, None]
+            return (to_go / np.repeat(self.scale, self.data.lengths)).astype(np.float32)[:, None]
         if np.ndim(condition) != 2 or len(condition) != n:
             raise DataError(f"condition: expected an array [{n} c], one row per step, got {np.shape(condition)}")
         return np.asarray(condition, np.float32)
@@ -250,6 +279,7 @@ class EpisodeWindows(Dataset):
         sample = {
             schema.OBSERVATION: self._states(data.observation.take(rows, 0), episode),
             schema.ACTION: data.action.take(rows, 0), schema.REWARD: data.reward.take(rows),
+            schema.SCALED_REWARD: data.reward.take(rows) / self.scale[episode, None],
             schema.CONDITION: self._conditions(rows), schema.TERMINATED: data.terminated.take(rows),
             schema.TIMESTEP: rows - data.offsets[episode, None],
         }  # fmt: skip

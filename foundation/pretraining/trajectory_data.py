@@ -9,7 +9,16 @@ from torch.utils.data import DataLoader
 from pipelines.schema import DataError
 from pipelines.shards import Shards
 from pipelines.trajectories import Trajectories
-from pipelines.trajectory_windows import EpisodeWindows, Normalizer, WindowSampler, as_is, episode_weights, split
+from pipelines.trajectory_windows import (
+    EpisodeWindows,
+    Normalizer,
+    WindowSampler,
+    as_is,
+    episode_weights,
+    returns_of,
+    split,
+    tag_of,
+)
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
@@ -41,14 +50,42 @@ class TrajectoryData(L.LightningDataModule):
         self.spaces, self.fps, self.frames = data.spaces, data.fps, len(data.reward)
         by = None if normalise in (None, "all") else normalise
         self.normalizer = None if normalise is None else Normalizer.of(data, by)
-        self.scale = float(return_scale or np.abs(data.returns).max() or 1.0)
+        self.returns = describe_returns(data, return_scale)
         self.weights = episode_weights(data, sampling, alpha, top, gamma)
-        options = {"length": length, "normalizer": self.normalizer, "condition": condition, "scale": self.scale}
-        options |= {"gamma": gamma, "following": True}
-        self.dataset = EpisodeWindows(data, **options)
         if held_out is not None and held_out.spaces != data.spaces:
             raise DataError(f"data.validation has {held_out.spaces}, data.train {data.spaces}; collect them alike")
-        self.validation = None if held_out is None else EpisodeWindows(held_out, **options)
+        self.held_out, self.options = held_out, {"length": length, "condition": condition, "gamma": gamma}
+        self._cut()
+
+    def _cut(self):
+        """Windows of the episodes, with the statistics as they stand."""
+        parts = []
+        for data in (self.data, self.held_out):
+            scale = data and [returns_of(tags, self.returns)["returns_scale"] for tags in data.tags]
+            parts.append(data and EpisodeWindows(data, normalizer=self.normalizer, scale=scale, **self.options))
+        self.dataset, self.validation = parts
+
+    def inherit(self, statistics):
+        """Goes on with the statistics of the policy that training starts from: it takes its inputs in their unit.
+
+        Where they are kept per task, the tasks of the data that are new to it are added.
+        """
+        normalised, per_task = "state_mean" in statistics, statistics.get("returns_by")
+        if normalised != (self.normalizer is not None) or per_task != self.returns.get("returns_by"):
+            raise DataError(
+                f"the policy of init= was trained {'with' if normalised else 'without'} normalised states and with"
+                f" returns scaled per {per_task or 'data set'}; set data.normalise and data.return_scale as it had them"
+            )
+        if normalised:
+            self.normalizer = Normalizer.from_dict(statistics).joined(self.normalizer)
+        self.returns = rescaled(self.returns, statistics)
+        if per_task:
+            tasks = self.returns["tasks"]
+            known = {
+                name: rescaled(tasks[name], old) if name in tasks else old for name, old in statistics["tasks"].items()
+            }
+            self.returns["tasks"] = {**tasks, **known}
+        self._cut()
 
     def derive(self, net):
         """The network's config with what follows from the data filled in."""
@@ -64,11 +101,8 @@ class TrajectoryData(L.LightningDataModule):
 
     def statistics(self):
         """Normaliser, scale and quantiles of the returns: what is needed to ask for a return."""
-        returns = self.data.returns
         values = {} if self.normalizer is None else self.normalizer.to_dict()
-        quantiles = {f"{q:g}": float(v) for q, v in zip(QUANTILES, np.quantile(returns, QUANTILES), strict=True)}
-        return {**values, "returns_scale": self.scale, "returns": quantiles, "returns_mean": float(returns.mean()),
-                "context_size": self.length}  # fmt: skip
+        return {**values, **self.returns, "context_size": self.length}
 
     def words(self):
         action = f"{self.spaces.action_dim}-dimensional" if self.spaces.n_actions is None else "discrete"
@@ -84,6 +118,18 @@ class TrajectoryData(L.LightningDataModule):
             **{name: found for name, found in values.items() if found},
             "held out": str(self.named["validation"]),
         }  # fmt: skip
+
+    def setup(self, stage):
+        """DataError where the network of init= does not fit these data."""
+        net = self.trainer.lightning_module.net
+        for name in ("state_dim", "action_dim"):
+            if getattr(net, name) != getattr(self.spaces, name):
+                raise DataError(f"the policy has {name}={getattr(net, name)}, the data {getattr(self.spaces, name)}")
+        if net.max_timestep < self.data.lengths.max():
+            raise DataError(
+                f"an episode has {self.data.lengths.max()} steps, the policy knows {net.max_timestep}; pretrain it with"
+                " method.net.max_timestep=<longest>"
+            )
 
     def train_dataloader(self):
         start = self.trainer.global_step * self.trainer.accumulate_grad_batches
@@ -108,3 +154,24 @@ def some(data, episodes, seed):
     if not 1 <= episodes <= len(data):
         raise DataError(f"data.episodes={episodes}: the data hold {len(data)}")
     return data.select(np.sort(np.random.default_rng((seed, 1)).permutation(len(data))[:episodes]))
+
+
+def describe(returns, scale=None):
+    """Entries of the statistics about some returns: what they are divided by, quantiles, mean."""
+    quantiles = {f"{q:g}": float(v) for q, v in zip(QUANTILES, np.quantile(returns, QUANTILES), strict=True)}
+    scale = float(scale or np.abs(returns).max() or 1.0)
+    return {"returns_scale": scale, "returns": quantiles, "returns_mean": float(returns.mean())}
+
+
+def describe_returns(data, scale):
+    """`describe` of all returns and, if `scale` is the name of a tag, of those with each of its values."""
+    if not isinstance(scale, str):
+        return describe(data.returns, scale)
+    names = np.array([tag_of(tags, scale) for tags in data.tags])
+    tasks = {str(name): describe(data.returns[names == name]) for name in np.unique(names)}
+    return {**describe(data.returns), "returns_by": scale, "tasks": tasks}
+
+
+def rescaled(returns, before):
+    """The description with the scale of another one."""
+    return {**returns, "returns_scale": before.get("returns_scale", returns["returns_scale"])}
