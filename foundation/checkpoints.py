@@ -14,17 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from pipelines.schema import DataError
 
 log = logging.getLogger("foundation-policy")
 LAST, BEST = "last.ckpt", "best.ckpt"
+LOSS = "validation/loss"
 KEPT = 2  # checkpoints that stay, the newest included
 FREE = {  # config entries that may differ from those of the checkpoint
-    "run", "resume", "debug", "frames", "hydra", "checkpoint_every", "keep_checkpoints", "best", "experiment",
-    "evaluate_before", "episodes", "data.workers", "data.cache_gb", "trainer.devices", "trainer.num_nodes",
-    "trainer.accelerator", "trainer.strategy",
+    "run", "resume", "debug", "frames", "hydra", "checkpoint_every", "keep_checkpoints", "best", "final",
+    "experiment", "evaluate_before", "episodes", "data.workers", "data.cache_gb", "trainer.devices",
+    "trainer.num_nodes", "trainer.accelerator", "trainer.strategy",
 }  # fmt: skip
 
 
@@ -52,6 +53,8 @@ class Checkpoint(Callback):
 
     def on_save_checkpoint(self, trainer, module, checkpoint):
         checkpoint["run"] = {"config": self.config, "world_size": trainer.world_size}
+        numbers = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("validation/")}
+        checkpoint["run"]["validation"] = numbers  # of these weights only in what `best` keeps
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
@@ -81,6 +84,30 @@ class Checkpoint(Callback):
 
     def load_state_dict(self, state):
         self.lowest = state["lowest"]
+
+
+class StopAfter(EarlyStopping):
+    """Ends training once `validation/loss` has not improved for `patience` validations; a resumed run knows it ended.
+
+    It belongs before `Checkpoint` in the list of callbacks, which then saves what this one just counted.
+    """
+
+    def __init__(self, patience):
+        super().__init__(LOSS, patience=patience, check_on_train_epoch_end=False)
+
+    def on_train_start(self, trainer, module):
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
+def take_best(folder, module):
+    """Gives `module` the weights of best.ckpt -> {its validation metrics, "steps_best": when it was written}."""
+    path = Path(folder) / BEST
+    if not path.is_file():
+        raise DataError(f"final=best, but {path} was not written: no validation gave a number; is the loss finite?")
+    kept = torch.load(path, map_location="cpu", weights_only=True)
+    module.load_state_dict(kept["state_dict"])
+    return {**kept["run"]["validation"], "steps_best": kept["global_step"]}
 
 
 def validation_follows(trainer):

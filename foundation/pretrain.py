@@ -5,9 +5,10 @@ import logging
 
 import lightning as L
 import torch
+from omegaconf import OmegaConf
 
 from foundation import callbacks, hub
-from foundation.checkpoints import Checkpoint, StepSeed, resume_path, step_of
+from foundation.checkpoints import LOSS, Checkpoint, StepSeed, StopAfter, resume_path, step_of, take_best
 from foundation.preemption import Preemption
 from foundation.training import fit_from, made, make_trainer, plain, world_size
 from pipelines import checkpoint
@@ -21,8 +22,10 @@ log = logging.getLogger(__name__)
 def main(cfg):
     L.seed_everything(cfg.run.seed, verbose=False)
     check_frozen(cfg)
+    check_init(cfg)
     folder = run_folder(cfg)
     data = made(plain(cfg.data), steps=cfg.steps, seed=cfg.run.seed)
+    check_ending(cfg, data)
     net_config = data.derive(plain(cfg.method.net))
     net, started = initial_net(net_config, cfg.init)
     net = net.to(memory_format=torch.channels_last)  # convolutions are faster so
@@ -31,10 +34,12 @@ def main(cfg):
     log.info("%s: %.1f M parameters, %d frames", method["net"]["_target_"], count(net) / 1e6, data.frames)
     settings, config = plain(cfg.trainer), plain(cfg)
     start = resume_path(folder, cfg.resume, config, world_size(settings))
-    keeper = Checkpoint(folder, config, cfg.checkpoint_every, cfg.keep_checkpoints, cfg.best)
+    best = cfg.best or (LOSS if cfg.final == "best" else None)
+    keeper = Checkpoint(folder, config, cfg.checkpoint_every, cfg.keep_checkpoints, best)
+    stop = [] if cfg.stop_after is None else [StopAfter(cfg.stop_after)]  # before the keeper, which saves its count
     every, shown = min(cfg.validate_every, cfg.steps), min(20, cfg.steps)
     trainer = make_trainer(
-        settings, folder, [callbacks.Progress(cfg.steps), StepSeed(cfg.run.seed), keeper, Preemption(folder)],
+        settings, folder, [callbacks.Progress(cfg.steps), StepSeed(cfg.run.seed), *stop, keeper, Preemption(folder)],
         max_steps=cfg.steps, resumed_step=step_of(start),
         val_check_interval=every * settings["accumulate_grad_batches"], check_val_every_n_epoch=None,
         log_every_n_steps=shown,
@@ -46,6 +51,9 @@ def main(cfg):
     summary = {"frames/train": data.frames, "steps": trainer.global_step, "parameters": count(net), **data.set_aside}
     measured = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
     summary |= measured or ended_with(folder)
+    if cfg.final == "best":
+        summary |= take_best(folder, task)
+    summary |= task.describe(data)
     scores, statistics = task.report(data.validation, folder, data.fps) if data.validation else ({}, {})
     summary |= scores
     hub.save_trained(folder / "model", task.net, net_config, data, summary, cfg, statistics, started)
@@ -73,6 +81,22 @@ def check_frozen(cfg):
             "data.features=cached without init= would train on features of a random encoder; give init=<hub folder>"
             " of a trained policy, or set data.features=frames"
         )
+
+
+def check_init(cfg):
+    """DataError where init= and the method's own language.init would fill the same weights."""
+    language = OmegaConf.select(cfg, "method.language.init")
+    if cfg.init is not None and language not in (None, "random"):
+        raise DataError(f"init={cfg.init} already has a trunk; leave out method.language.init={language}, or init")
+
+
+def check_ending(cfg, data):
+    """DataError for values of stop_after and final that have no meaning here."""
+    if cfg.final not in ("last", "best") or (cfg.stop_after is not None and cfg.stop_after < 1):
+        given = f"final={cfg.final}, stop_after={cfg.stop_after}"
+        raise DataError(f"{given}: expected last or best, and null or at least 1")
+    if (cfg.final == "best" or cfg.stop_after is not None) and not data.validation:
+        raise DataError("stop_after and final=best go by held-out data: set data.validation")
 
 
 def initial_net(net_config, init):

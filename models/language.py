@@ -96,13 +96,16 @@ class GPT(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Tokens int [b n] -> logits [b n v]: GPT with token and learned position embeddings; the output is tied."""
+    """Tokens int [b n] -> logits [b n v]: GPT with token and learned position embeddings; the output is tied.
 
-    def __init__(self, vocabulary, context, width, layers, heads, activation="gelu_tanh", dropout=0.1):
+    trunk: a module with GPT's forward, such as a policy's; None = a GPT of width, layers, heads, activation, dropout.
+    """
+
+    def __init__(self, vocabulary, context, width, layers, heads, activation="gelu_tanh", dropout=0.1, trunk=None):
         super().__init__()
         self.context = context
         self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
-        self.trunk = GPT(width, layers, heads, activation, dropout)
+        self.trunk = trunk if trunk is not None else GPT(width, layers, heads, activation, dropout)
         nn.init.normal_(self.tokens.weight, std=0.02)
         nn.init.normal_(self.positions.weight, std=0.01)
 

@@ -14,17 +14,14 @@ import re
 
 import torch
 
+from pipelines.gpt2_release import ACTIVATIONS, BLOCK, flipped, import_trunk, taken
 from pipelines.schema import DataError
 
-ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 UNREAD = re.compile(
     r"encoder\.(wte\.weight|wpe\.weight|h\.\d+\.attn\.(masked_)?bias)|predict_(state|return)\.(weight|bias)"
 )
-BLOCK = {  # of theirs -> ours; matrices of these are stored in x out
-    "ln_1": "norm1", "ln_2": "norm2", "attn.c_proj": "attention.out", "mlp.c_fc": "up", "mlp.c_proj": "down",
-}  # fmt: skip
 OUTER = {
-    "encoder.ln_f": "trunk.norm", "embed_ln": "embed_norm", "embed_state": "embed_state",
+    "embed_ln": "embed_norm", "embed_state": "embed_state",
     "embed_return": "embed_condition", "embed_action": "embed_action", "predict_action.0": "head",
 }  # fmt: skip
 HOPPER = {  # (state_mean, state_std) of edbeeching/decision-transformer-gym-hopper-<name>
@@ -68,22 +65,10 @@ def net_config(config):
 
 def import_weights(theirs, log_std=-1.0):
     """State dict of theirs -> state dict of ours; DataError names tensors that are missing or have no place."""
-    left, ours = dict(theirs), {}
-
-    def move(source, target, transposed=False):
-        for part in ("weight", "bias"):
-            value = taken(left, f"{source}.{part}")
-            ours[f"{target}.{part}"] = flipped(value) if transposed else value
-
-    for i in range(blocks(theirs)):
-        for source, target in BLOCK.items():
-            move(f"encoder.h.{i}.{source}", f"trunk.blocks.{i}.{target}", transposed="ln" not in source)
-        for part in ("weight", "bias"):
-            joined = taken(left, f"encoder.h.{i}.attn.c_attn.{part}")
-            for name, value in zip(("query", "key", "value"), joined.chunk(3, -1), strict=True):
-                ours[f"trunk.blocks.{i}.attention.{name}.{part}"] = flipped(value)
+    left = dict(theirs)
+    ours = {f"trunk.{name}": value for name, value in import_trunk(left, "encoder.").items()}
     for source, target in OUTER.items():
-        move(source, target)
+        ours |= {f"{target}.{part}": taken(left, f"{source}.{part}") for part in ("weight", "bias")}
     if "encoder.wpe.weight" in left:
         ours["embed_norm.bias"] = ours["embed_norm.bias"] + left["encoder.wpe.weight"][0]
     ours["embed_time.weight"] = taken(left, "embed_timestep.weight")
@@ -109,7 +94,7 @@ def export_weights(net):
         for part in ("weight", "bias"):
             parts = [ours[f"trunk.blocks.{i}.attention.{name}.{part}"] for name in ("query", "key", "value")]
             theirs[f"encoder.h.{i}.attn.c_attn.{part}"] = torch.cat([flipped(p) for p in parts], -1)
-    for target, source in OUTER.items():
+    for target, source in {"encoder.ln_f": "trunk.norm", **OUTER}.items():
         move(target, source)
     theirs["embed_timestep.weight"] = ours["embed_time.weight"]
     width = net.width
@@ -118,21 +103,3 @@ def export_weights(net):
     for name, size in (("state", net.state_dim), ("return", net.condition_dim)):
         theirs |= {f"predict_{name}.weight": torch.zeros(size, width), f"predict_{name}.bias": torch.zeros(size)}
     return theirs
-
-
-def flipped(value):
-    """A matrix with inputs and outputs exchanged; a bias as it is."""
-    return value.T.contiguous() if value.ndim == 2 else value
-
-
-def blocks(state):
-    found = {int(match[1]) for name in state if (match := re.match(r"encoder\.h\.(\d+)\.", name))}
-    if not found:
-        raise DataError("the file holds no encoder.h.<i> tensors; expected a DecisionTransformerModel of transformers")
-    return max(found) + 1
-
-
-def taken(state, name):
-    if name not in state:
-        raise DataError(f"the checkpoint has no tensor {name}; expected a DecisionTransformerModel of transformers")
-    return state.pop(name)

@@ -70,38 +70,60 @@ def stationary(transitions, rounds=1000, tolerance=1e-14):
 
 
 class Text:
-    """Bytes of text files (.txt, .rst, .md, each also .gz), laid end to end with a zero byte between: 256 tokens."""
+    """Tokens of text files (.txt, .rst, .md, each also .gz), laid end to end.
 
-    vocabulary = 256
+    They are bytes, with a zero byte after each file, or what a tokenizer of Hugging Face makes of the text.
+    """
 
-    def __init__(self, files, limit_mb=256):
-        """files: paths, read in this order until `limit_mb` is full."""
+    def __init__(self, files, limit_mb=256, tokenizer=None):
+        """files: paths, read in this order until `limit_mb` is full. tokenizer: folder or hub name; None = bytes."""
         self.files, parts, left = files, [], int(limit_mb * 2**20)
         for path in files:
             parts.append(read_text(path, left) + SEPARATOR)
             left -= len(parts[-1])
             if left <= 0:
                 break
-        self.tokens = np.frombuffer(b"".join(parts), np.uint8)
+        if tokenizer is None:
+            self.vocabulary, self.tokens = 256, np.frombuffer(b"".join(parts), np.uint8)
+        else:
+            self.vocabulary, self.tokens = encode([part.removesuffix(SEPARATOR) for part in parts], tokenizer)
+
+    def __len__(self):
+        return len(self.tokens)
 
     def fingerprint(self):
         return hashlib.sha256(self.tokens.tobytes()).hexdigest()[:16]
 
     def sequences(self, rows, length, generator):
         if len(self.tokens) < length:
-            raise DataError(f"the text has {len(self.tokens)} bytes, a sequence needs {length}; give more text")
+            raise DataError(f"the text has {len(self.tokens)} tokens, a sequence needs {length}; give more text")
         starts = generator.integers(len(self.tokens) - length + 1, size=rows)
         return self.tokens[starts[:, None] + np.arange(length)].astype(np.int64)
 
     def frequencies(self):
-        """Of each byte, float64 [256], plus one count of every byte."""
+        """Of each token, float64 [v], after one count of every one."""
         counts = np.bincount(self.tokens, minlength=self.vocabulary) + 1
         return counts / counts.sum()
 
     def references(self, other=None):
-        """Nats per byte of whoever knows only how frequent each byte is, and that on the text `other`."""
+        """Nats per token of whoever knows only how frequent each is, on the text `other`."""
         counts = np.bincount((other or self).tokens, minlength=self.vocabulary)
         return {"frequencies_only": float(-(counts @ np.log(self.frequencies())) / counts.sum())}
+
+
+def encode(parts, tokenizer):
+    """(vocabulary size, int32 [n]): texts as bytes through a tokenizer of Hugging Face, each with its end of text."""
+    from transformers import AutoTokenizer
+
+    try:
+        made = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise DataError(f"tokenizer={tokenizer} cannot be read ({reason}); null = bytes") from error
+    end = [] if made.eos_token_id is None else [made.eos_token_id]
+    texts = [part.decode(errors="replace") for part in parts]
+    rows = [made(text, add_special_tokens=False, verbose=False)["input_ids"] + end for text in texts]
+    return len(made), np.concatenate([np.array(row, np.int32) for row in rows])
 
 
 def text_files(folder):

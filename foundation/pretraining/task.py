@@ -38,6 +38,10 @@ class PretrainTask(L.LightningModule):
         """What the trained network does on held-out data, beyond its metrics -> (flat numbers, hub statistics)."""
         return {}, {}
 
+    def describe(self, data):
+        """Numbers of the trained network that need no held-out data; data: the data module -> flat numbers."""
+        return {}
+
     def _log(self, stage, metrics):
         for name, value in metrics.items():
             self.log(f"{stage}/{name}", value, prog_bar=name == "loss", on_epoch=stage != "train", batch_size=1)
@@ -48,7 +52,7 @@ class PretrainTask(L.LightningModule):
         decay = settings.pop("weight_decay")
         if schedule not in SCHEDULES:
             raise DataError(f"method.optimizer.schedule={schedule!r}: expected one of {sorted(SCHEDULES)}")
-        parameters = [p for p in self.net.parameters() if p.requires_grad]
+        parameters = [p for p in self.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},

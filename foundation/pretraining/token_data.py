@@ -108,9 +108,9 @@ class MarkovData(TokenData):
 
 
 class TextData(TokenData):
-    """Bytes of the text files of a folder; options as in configs/data/text.yaml."""
+    """Text files of a folder, as bytes or tokens; options as in configs/data/text.yaml."""
 
-    def __init__(self, train, validation, limit_mb, batch_size, workers, length, steps, seed):
+    def __init__(self, train, validation, limit_mb, tokenizer, batch_size, workers, length, steps, seed):
         super().__init__(batch_size, workers, length, steps, seed)
         if not train:
             raise DataError(
@@ -121,24 +121,24 @@ class TextData(TokenData):
             files, held = split_files(files, validation, seed)
         elif validation:
             held = text_files(validation)
-        self.named = {"train": train, "validation": validation}
-        self.source = Text(files, limit_mb)
+        self.named, self.tokenizer = {"train": train, "validation": validation}, tokenizer
+        self.source = Text(files, limit_mb, tokenizer)
         self.source.sequences(1, length + 1, np.random.default_rng(0))  # says so where the text is too short
         self.validation = None
         if held:
-            other = Text(held, limit_mb)
-            batches = max(1, min(64, len(other.tokens) // (batch_size * length)))
+            other = Text(held, limit_mb, tokenizer)
+            batches = max(1, min(64, len(other) // (batch_size * length)))
             self.validation = HeldOut(other, batch_size, length, batches, self.source.references(other))
 
     def contract(self):
-        return {"tokens": "bytes"}
+        return {"tokens": self.tokenizer or "bytes"}
 
     def words(self):
-        return f"bytes of text from {Path(self.named['train']).name}"
+        return f"{'tokens' if self.tokenizer else 'bytes'} of text from {Path(self.named['train']).name}"
 
     def provenance(self):
         return {
             "text": f"{self.named['train']}, fingerprint {self.source.fingerprint()}",
-            "files": len(self.source.files), "bytes": len(self.source.tokens),
+            "files": len(self.source.files), "tokens": len(self.source),
             "held out": str(self.named["validation"]),
         }  # fmt: skip

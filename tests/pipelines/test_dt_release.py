@@ -4,7 +4,8 @@ from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
 from models.decision_transformer import DecisionTransformer
 from pipelines import checkpoint
-from pipelines.dt_release import HOPPER, blocks, export_weights, import_weights, net_config
+from pipelines.dt_release import HOPPER, export_weights, import_weights, net_config
+from pipelines.gpt2_release import blocks
 from pipelines.schema import DataError
 
 S, A, K, B = 11, 3, 20, 4
@@ -82,7 +83,7 @@ def test_size_of_the_published_checkpoints():
 
 def test_mask_buffers_of_old_files_are_passed_over(theirs):
     state = theirs.state_dict()
-    for i in range(blocks(state)):
+    for i in range(blocks(state, "encoder.")):
         state[f"encoder.h.{i}.attn.bias"] = torch.ones(1, 1, 1024, 1024, dtype=torch.uint8)
         state[f"encoder.h.{i}.attn.masked_bias"] = torch.tensor(-1e4)
     assert import_weights(state).keys() == import_weights(theirs.state_dict()).keys()

@@ -74,9 +74,24 @@ def test_text_is_read_in_order_with_a_zero_between(folder):
     assert Text(text_files(folder), limit_mb=5 / 2**20).tokens.tobytes() == b"aaab\0"
 
 
+def test_a_tokenizer_of_hugging_face(folder, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.WordLevel({"aaab": 0, "ccc": 1, "?": 2, "<end>": 3}, unk_token="?"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>").save_pretrained(tmp_path / "tokenizer")
+    (folder / "c.md").write_text("ccc aaab dd")
+    text = Text(text_files(folder), tokenizer=tmp_path / "tokenizer")
+    assert text.vocabulary == 4 and text.tokens.tolist() == [0, 3, 1, 0, 2, 3, 1, 3]  # a.txt, c.md, deep/b.rst.gz
+    with pytest.raises(DataError, match="cannot be read"):
+        Text(text_files(folder), tokenizer=tmp_path / "missing")
+
+
 def test_loss_of_whoever_knows_the_frequencies_only():
     text = Text([])
     text.tokens = np.frombuffer(b"aaab", np.uint8)
+    assert text.vocabulary == 256
     known = (4 / 260, 2 / 260)  # one count added to each of 256
     expected = -(3 * math.log(known[0]) + math.log(known[1])) / 4
     assert text.references()["frequencies_only"] == pytest.approx(expected)
