@@ -220,3 +220,33 @@ def test_a_finished_run_keeps_its_rows_when_it_is_started_again(tmp_path, kill):
     before = rows(tmp_path)
     run_finetune("ppo", tmp_path, "frames=32")
     assert rows(tmp_path) == before and before
+
+
+def test_early_stopping_and_the_best_weights(data_for, tmp_path, kill):
+    """A learning rate that ruins the network: the run ends two validations after its best one, killed or not."""
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        train, _ = data_for(compose("pretrain", ["method=dt"]))
+    ending = ["stop_after=2", "final=best", "validate_every=2", "steps=40", "method.optimizer.schedule=constant"]
+    ending += ["method.optimizer.lr=10", "method.optimizer.warmup_steps=0", "method.net.dropout=0"]
+    kill(None)
+    summary = run_pretrain("dt", tmp_path / "straight", train, *ending)
+    found = [row for row in rows(tmp_path / "straight") if "validation/loss" in row]
+    values = {int(row["step"]) + 1: float(row["validation/loss"]) for row in found}
+    best = min(values, key=values.get)
+    assert summary["steps_best"] == best and summary["steps"] == best + 4 == max(values)
+    assert summary["validation/loss"] == pytest.approx(values[best], rel=1e-6)
+    kept = torch.load(tmp_path / "straight" / "best.ckpt", weights_only=True)["state_dict"]
+    saved = hub.load(tmp_path / "straight").net.state_dict()
+    assert all(torch.equal(kept[f"net.{name}"], value) for name, value in saved.items())
+    for batches in (summary["steps"] - 1, 1):
+        kill(batches)
+        with pytest.raises(Killed):
+            run_pretrain("dt", tmp_path / "stopped", train, *ending)
+    kill(None)
+    for _ in range(2):  # the second finds a run that ended early, and leaves it so
+        again = run_pretrain("dt", tmp_path / "stopped", train, *ending)
+        assert again["steps"] == summary["steps"] and again["validation/loss"] == summary["validation/loss"]
+    same(tmp_path / "straight", tmp_path / "stopped")
+    for wrong in (["data.validation=null"], ["final=worst"], ["stop_after=0"]):
+        with pytest.raises(DataError, match="stop_after"):
+            run_pretrain("dt", tmp_path / "wrong", train, *ending, *wrong)

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# LaMo on Reacher2d: init x train x embed, with 5 to 100 episodes, over seeds; every finished line is skipped when run
+# again. All of it: 19 arms x 4 sizes x 5 seeds of 1 to 2 minutes on one core. Fewer: EPISODES="15" SEEDS="0 1" runs/lamo.sh
+# A larger trunk, for a GPU: SIZE="method.net.width=768 method.net.layers=12 method.net.heads=12 trainer=gpu".
+set -euo pipefail
+out=${OUT:-outputs/lamo}
+size=${SIZE:-method.net.width=128 method.net.layers=3 method.net.heads=2}
+more=${MORE:-}  # further overrides of the policies' training, e.g. steps=1000
+played=${PLAYED:-50}
+
+once() {  # once <run.dir> <command ...>: unless that run has its summary
+  local folder=$1
+  shift
+  [ -f "$folder/summary.json" ] || "$@" run.dir="$folder"
+}
+
+# data: the scripted player slowed down and disturbed, about as good as the paper's medium data (mean return about 30)
+states="states.scale=0.3 states.noise=0.5 states.noisy=1 states.label=executed"
+once $out/collect_train   python -m foundation.collect task=reacher2d states.episodes=100 $states run.seed=1 out=$out/data/train
+once $out/collect_heldout python -m foundation.collect task=reacher2d states.episodes=50 $states run.seed=2 out=$out/data/heldout
+
+# language models that need no download: a chain with structure, and its control without any
+language="method=language data=markov data.tau=0.1 data.batch_size=8 steps=${LANGUAGE_STEPS:-1000} validate_every=${LANGUAGE_STEPS:-1000}"
+once $out/markov python -m foundation.pretrain $language $size
+once $out/iid    python -m foundation.pretrain $language $size data.order=iid
+
+dt="method.language.train=full method.net.embed=linear method.net.head=tanh method.net.time=before method.net.activation=relu"
+arm() {  # arm <episodes> <name> <overrides ...>: train with every seed, play with both targets
+  local episodes=$1 name=$2
+  shift 2
+  for seed in ${SEEDS:-0 1 2 3 4}; do
+    local folder=$out/episodes$episodes/$name/seed$seed
+    once $folder python -m foundation.pretrain experiment=lamo_reacher2d data.train=$out/data/train data.validation=$out/data/heldout data.episodes=$episodes run.seed=$seed $size "$@" $more
+    once $folder/target76 python -m foundation.evaluate task=reacher2d policy=$folder target=76 episodes=$played baselines=[]
+    once $folder/quantile python -m foundation.evaluate task=reacher2d policy=$folder target=q0.9 episodes=$played baselines=[]
+  done
+}
+for episodes in ${EPISODES:-5 15 50 100}; do
+  arm $episodes dt $dt
+  for init in random markov iid; do
+    from=$init
+    [ $init = random ] || from=$out/$init
+    for train in ${TRAIN:-full lora frozen}; do
+      for embed in ${EMBED:-linear mlp}; do
+        arm $episodes $init-$train-$embed method.language.init=$from method.language.train=$train method.net.embed=$embed
+      done
+    done
+  done
+done
+once $out/baselines python -m foundation.evaluate task=reacher2d policy=player baselines=[random,noop] episodes=$played
+python -m foundation.report runs=[$out] out=$out/report.html title=LaMo
