@@ -37,7 +37,7 @@ arm() {  # arm <episodes> <name> <overrides ...>: train with every seed, play wi
 }
 for episodes in ${EPISODES:-5 15 50 100}; do
   arm $episodes dt $dt
-  for init in random markov iid; do
+  for init in ${INIT:-random markov iid}; do
     from=$init
     [ $init = random ] || from=$out/$init
     for train in ${TRAIN:-full lora frozen}; do
