@@ -182,7 +182,9 @@ def sequence_actor(bundle, world, cfg):
     if bundle is None:
         return baseline(cfg.policy, world)
     check_spaces(bundle, world, cfg.policy, cfg.task.name)
-    return SequenceActor(bundle, cfg.target, cfg.run.seed, cfg.greedy is not False, cfg.device)
+    targets = bundle.statistics.get("targets", {})  # what fine-tuning asked for last
+    target = targets.get(world.tags["task"]) if cfg.target is None else cfg.target
+    return SequenceActor(bundle, target, cfg.run.seed, cfg.greedy is not False, cfg.device)
 
 
 def check_spaces(bundle, world, policy, task):

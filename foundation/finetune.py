@@ -1,5 +1,6 @@
 """python -m foundation.finetune task=... algo=ppo init=<hub folder>: improves a policy by RL in an environment.
 
+Tasks of vectors (metaworld, reacher2d, gym_mujoco) go on in `foundation.finetune_states`; what follows is for frames.
 Without `init` it is the from-scratch arm; with `algo.kl=0` the unanchored one. Run again it continues where it stopped.
 Leaves in run.dir: metrics.csv (one row per rollout), last.ckpt, the final policy as the hub folder `model`, and
 summary.json with the task's protocol.
@@ -13,10 +14,13 @@ import lightning as L
 import torch
 from hydra.utils import get_class
 
+from foundation import finetune_states
 from foundation.actors import PolicyActor, RandomActor
 from foundation.callbacks import Experience, Progress
 from foundation.checkpoints import Checkpoint, StepSeed, resume_path, step_of
+from foundation.envs import registry
 from foundation.evaluate import codec_for, evaluate, load_policy, opened, protocol_of
+from foundation.finetuning.ppo import PPO
 from foundation.hub import machine_words, origin, save
 from foundation.preemption import Preemption
 from foundation.rollout import Environments, OnPolicy, Rollout, training_seed
@@ -32,6 +36,10 @@ log = logging.getLogger("foundation-policy")
 @command("finetune")
 def main(cfg):
     L.seed_everything(cfg.run.seed, verbose=False)
+    if registry.shows_vectors(cfg.task):
+        return finetune_states.main(cfg)
+    if not issubclass(get_class(cfg.algo.agent._target_), PPO):
+        raise DataError(f"algo={cfg.algo.name} is for tasks of vectors, {cfg.task.name} shows frames; use algo=ppo")
     folder, algo, protocol = run_folder(cfg), plain(cfg.algo), protocol_of(cfg)
     bundle = None if cfg.init is None else load_policy(cfg.init)
     size = bundle.size if bundle else tuple(cfg.policy.size)

@@ -141,14 +141,14 @@ class Collector:
         """Round `number` with the policy of the bundle as it is now, or with another actor -> Played."""
         task = list(self.worlds)[number % len(self.worlds)]
         worlds, target = self.worlds[task], None if actor else self.targets(task)
-        net = self.bundle.net
-        was_training = net.training
+        learning = actor is None and self.bundle.net.training
         if actor is None:
             seed = training_seed(self.seed, len(worlds), number)
             actor = Explorer(self.bundle, target, seed, self.noise, self.device, self.clip)
         seeds = [training_seed(self.seed, slot, number) for slot in range(len(worlds))]
         found = {episode.seed: episode for episode in play(actor, worlds, seeds, label="collecting")}
-        net.train(was_training)
+        if learning:
+            self.bundle.net.train()  # an actor puts it into eval mode
         arrays = [one for world in worlds for one in world.take()]
         tags = [{**world.tags, "task": task} for world in worlds]
         episodes = [found[seed] for seed in seeds]

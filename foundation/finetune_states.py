@@ -1,0 +1,279 @@
+"""Fine-tuning on tasks of vectors: the half of `python -m foundation.finetune` for metaworld, reacher2d, gym_mujoco.
+
+    init or a fresh policy, data.train -> offline updates -> rounds of whole episodes and updates -> hub folder `model`
+
+`task.name` may be a list: every task has its own environments and target return, scores are per task and their mean.
+"""
+
+import dataclasses
+import json
+import logging
+import time
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+from hydra.utils import get_class
+from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
+
+from foundation import callbacks, hub
+from foundation.actors import ScriptedActor, SequenceActor, UniformActor
+from foundation.checkpoints import Checkpoint, StepSeed, resume_path, step_of
+from foundation.envs import registry
+from foundation.evaluate import check_spaces, evaluate, load_policy, opened, protocol_of
+from foundation.finetuning.episodes import SIZES, Collector, Targets, floors, opened_worlds
+from foundation.finetuning.replay import OfflineToOnline
+from foundation.finetuning.td3_aux import TD3Aux
+from foundation.preemption import Preemption
+from foundation.training import fit_from, make_trainer, plain
+from pipelines import checkpoint
+from pipelines.card import numbers
+from pipelines.command import run_folder, write_summary
+from pipelines.schema import DataError
+from pipelines.shards import ShardWriter
+from pipelines.trajectories import Spaces, write_episode
+from pipelines.trajectory_windows import Normalizer
+
+log = logging.getLogger("foundation-policy")
+
+
+def main(cfg):
+    """-> summary. Seeds are set, `cfg.task` shows vectors."""
+    folder, algo, tasks = run_folder(cfg), plain(cfg.algo), registry.tasks_of(cfg.task)
+    if cfg.trainer.devices != 1:
+        raise DataError(f"trainer.devices={cfg.trainer.devices}: RL runs in one process; choose trainer=cpu or gpu")
+    if not issubclass(get_class(algo["agent"]["_target_"]), TD3Aux):
+        raise DataError(f"algo={algo['name']} is for tasks of frames so far; on vectors use algo=td3_aux, odt or bc")
+    with ExitStack() as stack:
+        n = algo["stream"].pop("environments")
+        worlds = opened_worlds(stack, tasks, n)
+        bundle, data = begin(cfg, folder, worlds)
+        start = resume_path(folder, cfg.resume, plain(cfg))
+        acting = {name: algo["stream"].pop(name) for name in ("noise", "target_factor", "recent")}
+        asked = floors(worlds, bundle, data and data.data)
+        targets = Targets(cfg.target, asked, acting["target_factor"], acting["recent"], bundle.statistics)
+        quiet = dataclasses.replace(bundle, statistics=without_quantiles(bundle.statistics))
+        score = Scores(cfg, tasks, quiet, targets, n)
+        before = untrained(folder, start, score, worlds, bundle, data) if cfg.evaluate_before else {}
+        trained = fit(cfg, folder, algo, acting["noise"], quiet, data, worlds, targets, score, start)
+        after = score("fine-tuned", "finetune")
+    summary = {**before, **after, **trained}
+    keep(cfg, folder, bundle, data, targets, summary)
+    return summary
+
+
+# what it starts from
+
+
+def begin(cfg, folder, worlds):
+    """(Bundle of the policy, TrajectoryData or None). Without init a fresh policy, with statistics of the data."""
+    name, (world, *_) = next(iter(worlds.items()))
+    bundle = None if cfg.init is None else load_policy(cfg.init)
+    if bundle is not None:
+        check_spaces(bundle, world, cfg.init, name)
+    source = plain(cfg.data)
+    if bundle is None and source["train"] is None:
+        source["train"] = str(random_episodes(folder / "random", worlds, cfg.policy_vectors.random_episodes, cfg))
+    data = None
+    if source["train"] is not None:
+        context = bundle.net.context if bundle else cfg.policy_vectors.net.context
+        source["length"] = source["length"] or context
+        data = get_class(source.pop("_target_"))(**source, steps=0, seed=cfg.run.seed)
+        if any(getattr(data.spaces, size) != getattr(world.spaces, size) for size in SIZES):
+            raise DataError(f"data.train={cfg.data.train} holds {data.spaces}, the task {name} has {world.spaces}")
+    if bundle is not None:
+        return bundle, data
+    log.info("no init: a fresh policy is trained from scratch, with state statistics of %s", source["train"])
+    return fresh(cfg, data, worlds), data
+
+
+def fresh(cfg, data, worlds):
+    """Bundle of an untrained policy as configured in `policy_vectors`."""
+    net = data.derive(plain(cfg.policy_vectors.net))
+    longest = [getattr(made[0], "episode_steps", None) or 0 for made in worlds.values()]
+    net["max_timestep"] = max([net["max_timestep"], *longest])
+    policy = checkpoint.build(net)
+    return checkpoint.Bundle(policy, None, None, data.fps, {"net": net, **data.contract()}, data.statistics(), "")
+
+
+def random_episodes(out, worlds, n, cfg):
+    """Shards of `n` episodes per task with uniform actions; their steps do not count as `frames`."""
+    collector = Collector(worlds, None, None, None, cfg.run.seed + 1)
+    with ShardWriter(out, "random") as writer:
+        for task, made in worlds.items():
+            spaces, fps = made[0].spaces, made[0].fps
+            for number in range(-(-n // len(made))):
+                played = collector.random(number * len(worlds) + list(worlds).index(task))
+                for i, arrays in enumerate(played.arrays):
+                    arrays = {**arrays, "action": spaces.from_unit(arrays["action"])}
+                    key = f"{list(worlds).index(task):03d}-{number * len(made) + i:06d}"
+                    tags = {**played.tags[i], "behaviour": "random"}
+                    write_episode(writer, key, arrays, spaces, fps, f"random/{task}", tags)
+    return out
+
+
+def without_quantiles(statistics):
+    """Statistics that no target is beyond: to ask for more than the data had is the plan here, and no news."""
+    tasks = {name: {**own, "returns": {}} for name, own in statistics.get("tasks", {}).items()}
+    return {**statistics, "returns": {}, **({"tasks": tasks} if tasks else {})}
+
+
+# scores
+
+
+class Scores:
+    """score(who, prefix) -> numbers of the tasks' protocols, of each task and their mean; `make` builds the actor."""
+
+    def __init__(self, cfg, tasks, bundle, targets, environments):
+        self.cfg, self.tasks, self.bundle, self.targets = cfg, tasks, bundle, targets
+        self.environments = environments
+
+    def __call__(self, who, prefix, make=None):
+        numbers, training = {}, self.bundle.net.training
+        for task in self.tasks:
+            protocol = protocol_of(self.cfg, OmegaConf.create(task))
+            name, several = task["name"], len(self.tasks) > 1
+            with opened(task, min(self.environments, protocol["episodes"]), **protocol["env"]) as worlds:
+                actor = make(worlds[0].spaces) if make else self.actor(name)
+                where = f"{prefix}/{name}" if several else prefix
+                numbers |= evaluate(actor, worlds, protocol, f"{who} {name}" if several else who, where)
+        self.bundle.net.train(training)
+        return numbers | (self.mean(numbers, prefix) if len(self.tasks) > 1 else {})
+
+    def actor(self, task):
+        return SequenceActor(self.bundle, self.targets(task), self.cfg.run.seed, device=device_of(self.cfg))
+
+    def mean(self, numbers, prefix):
+        """Means over tasks, where every task has the number."""
+        found = {}
+        for metric in ("return", "success"):
+            values = [numbers.get(f"{prefix}/{task['name']}/{metric}") for task in self.tasks]
+            if None not in values:
+                found[f"{prefix}/{metric}"] = float(np.mean(values))
+        log.info("mean of %d tasks: %s", len(self.tasks), found)
+        return found
+
+
+def untrained(folder, start, score, worlds, bundle, data):
+    """Scores of random, scripted and initial policy and of the data; a run that continues takes those of its start."""
+    path = folder / "before.json"
+    if start is None or not path.is_file():
+        scores = score("random", "random", UniformActor)
+        if all(getattr(made[0], "scripted", lambda: None)() is not None for made in worlds.values()):
+            scores |= score("scripted", "scripted", ScriptedActor)
+        scores |= score("initial", "initial") | behaviour(bundle, data)
+        write_summary(path, scores)
+    return json.loads(path.read_text())
+
+
+def behaviour(bundle, data):
+    """Mean return, and success, of who made the data: of the given ones, or of those the policy was trained on."""
+    if data is None:
+        known = bundle.statistics.get("returns_mean")
+        found = {} if known is None else {"behaviour/return": float(known)}
+    else:
+        found = {"behaviour/return": float(data.data.returns.mean())}
+        success = [tags["success"] for tags in data.data.tags if "success" in tags]
+        found |= {"behaviour/success": float(np.mean(success))} if success else {}
+    for name, value in found.items():
+        log.info("%-12s %s %.3f", "behaviour", name.partition("/")[2], value)
+    return found
+
+
+class Evaluations(Callback):
+    """Scores the policy whenever another `every` frames were played (before them: updates made); 0 = never."""
+
+    def __init__(self, stream, score, every):
+        self.stream, self.score, self.every = stream, score, every
+        self.next = every
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if not self.every or self.stream.left or trainer.global_step >= len(self.stream):
+            return
+        place = self.stream.frames or trainer.global_step
+        if place >= self.next:
+            unit = "frames" if self.stream.frames else "updates"
+            trainer.logger.log_metrics(self.score(f"{place} {unit}", "evaluate"), step=trainer.global_step)
+            self.next = (place // self.every + 1) * self.every
+
+    def state_dict(self):
+        return {"next": self.next}
+
+    def load_state_dict(self, state):
+        self.next = state["next"]
+
+
+# training
+
+
+def fit(cfg, folder, algo, noise, bundle, data, worlds, targets, score, start=None):
+    """Trains the policy of `bundle` in place -> flat numbers."""
+    agent = make_agent(algo["agent"], bundle)
+    collector = Collector(worlds, bundle, targets, noise, cfg.run.seed, device_of(cfg))
+    stream = make_stream(cfg, algo["stream"], agent, collector, bundle, data, worlds)
+    experience = callbacks.Experience(stream, cfg.window)
+    total = max(len(stream), 1)
+    show = callbacks.Progress(total, "update", show=lambda _: {"frames": stream.frames, **experience.averages()})
+    keeper = Checkpoint(folder, plain(cfg), cfg.checkpoint_every * stream.report_every, cfg.keep_checkpoints)
+    evaluations = Evaluations(stream, score, cfg.evaluate_every)
+    shown = [experience, show, StepSeed(cfg.run.seed), evaluations, keeper, Preemption(folder)]
+    settings = {**plain(cfg.trainer), "gradient_clip_val": algo["grad_clip"], "accumulate_grad_batches": 1}
+    kept = step_of(start) + 1 if start else 0  # rows of metrics.csv are written after their step
+    trainer = make_trainer(settings, folder, shown, len(stream), max_epochs=1, resumed_step=kept,
+                           log_every_n_steps=min(stream.report_every, total))  # fmt: skip
+    made = stream.offline_updates, stream.online_updates
+    log.info("%s, %s: %d updates on given episodes, %d as it plays", cfg.init or "from scratch", algo["name"], *made)
+    clock = time.monotonic()
+    fit_from(trainer, agent, stream, start)
+    frames = stream.frames - experience.frames_at_start
+    return {
+        "finetune/train_frames": stream.frames,
+        "finetune/updates": trainer.global_step,
+        "finetune/train_frames_per_second": frames / (time.monotonic() - clock),  # of this process
+        **{f"finetune/train_{name}": value for name, value in experience.averages().items()},
+    }
+
+
+def make_agent(settings, bundle):
+    settings = dict(settings)
+    delayed = bundle.config.get("condition") == "delayed"
+    return get_class(settings.pop("_target_"))(bundle.net, delayed=delayed, **settings)
+
+
+def make_stream(cfg, settings, agent, collector, bundle, data, worlds):
+    """The stream of windows, all normalised and scaled as the policy's own statistics say."""
+    statistics = bundle.statistics
+    spaces, fps = Spaces.from_dict(bundle.config["spaces"]), next(iter(worlds.values()))[0].fps
+    if (cfg.data.length or 0) > bundle.net.context:
+        raise DataError(f"data.length={cfg.data.length}: the policy sees {bundle.net.context} steps")
+    options = {
+        "length": cfg.data.length or bundle.net.context, "gamma": cfg.data.gamma,
+        "normalizer": Normalizer.from_dict(statistics) if "state_mean" in statistics else None,
+        "condition": "delayed" if agent.hparams.delayed else "return",
+    }  # fmt: skip
+    return OfflineToOnline(
+        agent, collector, None if data is None else (data.data, data.weights), options, statistics, spaces,
+        fps, cfg.run.seed, cfg.frames, cfg.data.batch_size, max_timestep=bundle.net.max_timestep, **settings,
+    )  # fmt: skip
+
+
+def device_of(cfg):
+    return "cpu" if cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available() else "cuda"
+
+
+# what it leaves
+
+
+def keep(cfg, folder, bundle, data, targets, summary):
+    """Writes the hub folder `model`: spaces and statistics stay the policy's own, `targets` says what to ask for."""
+    asked = {task: targets(task) for task in targets.floors}
+    config = {name: bundle.config.get(name) for name in ("spaces", "fps", "condition") if name in bundle.config}
+    extras = {**config, "statistics": {**bundle.statistics, "targets": asked}}
+    names = ", ".join(asked)
+    lead = (
+        f"algo {cfg.algo.name}, task `{names}`, from {hub.origin(cfg.init, bundle if cfg.init else None)}, seed"
+        f" {cfg.run.seed}, on {hub.machine_words()}. Play it with `python -m foundation.evaluate policy=<this folder>`."
+    )
+    tables = {"Data": data.provenance() if data else {}, "Measured": numbers(summary)}
+    hub.save(folder / "model", bundle.net.cpu(), bundle.config["net"], extras, lead, tables, cfg.run.name)
