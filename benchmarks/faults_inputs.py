@@ -18,7 +18,8 @@ from benchmarks.faults_mutations import mutate
 from benchmarks.faults_world import fork, reap, wait, write_models
 from pipelines.command import USER_ERRORS
 
-SECONDS = 60  # until a case counts as hanging; an undamaged one takes about a second
+SECONDS = 30  # of CPU until a case counts as hanging; an undamaged one takes one or two
+WAITING = 600  # seconds until it does if it waits for something
 MEMORY = 1 << 30  # bytes beyond those of the parent: address space, so the case fails before the machine does
 CRASH, HANG = "crash", "hang"
 OUTCOMES = (readers.REJECTED, readers.CORRECT, readers.PART, readers.OTHER, CRASH, HANG, readers.SILENT)
@@ -44,25 +45,27 @@ class Case:
 
 def campaign(root, count, seed, only=(), tell=print):
     """`count` damaged files, the same ones for the same seed -> [Case]. only: kinds or numbers of cases."""
-    kinds = worlds(root)
-    answers = {home: answer(kind, home, root) for kind in kinds for home in kind.homes}
-    weights = np.array([kind.weight for kind in kinds])
+    chosen = {kind.name for kind in readers.KINDS if not only or kind.name in only or any(map(str.isdigit, only))}
+    kinds = worlds(root, chosen)
+    answers = {home: answer(kind, home, root) for kind in kinds.values() if kind.name in chosen for home in kind.homes}
+    weights = np.array([kind.weight for kind in readers.KINDS])
     cases = []
     for number in range(count):
         generator = np.random.default_rng([seed, number])
-        kind = kinds[generator.choice(len(kinds), p=weights / weights.sum())]
-        if only and kind.name not in only and str(number) not in only:
+        name = readers.KINDS[generator.choice(len(weights), p=weights / weights.sum())].name
+        if name not in chosen or (only and name not in only and str(number) not in only):
             continue
-        cases.append(attempt(number, kind, root, answers, generator, keep=str(number) in only))
+        cases.append(attempt(number, kinds[name], root, answers, generator, keep=str(number) in only))
         if cases[-1].outcome in BAD:
             tell(cases[-1])
     return cases
 
 
-def worlds(root):
-    """All kinds with their files, made in forks: what trains or decodes here would be copied into every case."""
+def worlds(root, chosen):
+    """{name: kind} of the chosen kinds, and of those whose files they need."""
     write_models(root)
-    return [kind(root) for kind in readers.KINDS]
+    needed = {name for kind in readers.KINDS if kind.name in chosen for name in kind.needs}
+    return {kind.name: kind(root) for kind in readers.KINDS if kind.name in chosen | needed}
 
 
 def answer(kind, home, root):
@@ -115,13 +118,13 @@ def isolated(function, log):
     Path(log).write_text("")
     pid = fork(child, log)
     os.close(writer)
-    data, late = received(reader, SECONDS)
+    data, late = received(reader, WAITING)
     if late:
         os.killpg(pid, signal.SIGKILL)
     status = wait(pid)
     reap()
-    if late:
-        return HANG, f"not done after {SECONDS} s"
+    if late or status == -signal.SIGXCPU:
+        return HANG, f"not done after {WAITING if late else SECONDS} s"
     if status:
         return CRASH, f"exit status {status}: {Path(log).read_text(errors='replace')[-600:]}"
     return pickle.loads(data)  # of our own child
@@ -140,7 +143,8 @@ def received(reader, seconds):
 
 
 def limited(function):
-    """(outcome, detail) of `function` with MEMORY to grow into."""
+    """(outcome, detail) of `function` with MEMORY to grow into and SECONDS of CPU."""
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 10))
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
     try:

@@ -63,6 +63,7 @@ class Kind:
     """Base: nothing is told, everything that differs is silent."""
 
     text = False  # whether values in it can be exchanged for others
+    needs = ()  # names of kinds whose files it uses
 
     def victims(self, home):
         """Files of a home that are damaged."""
@@ -289,7 +290,7 @@ class Records(Tars):
 class Checkpoints(Kind):
     """Checkpoints of a stopped run, read by the command that goes on from them; compared with the straight run."""
 
-    name, weight = "checkpoints", 10
+    name, weight, needs = "checkpoints", 10, ("shard tars",)
     options = ("method=idm", *NET_IDM, *TRAINING, "method.optimizer.schedule=constant")  # it may go on beyond its end
 
     def __init__(self, root):
@@ -358,7 +359,7 @@ class Models(Kind):
 class Runs(Kind):
     """What a run leaves beside its model, read by the report. Text without checksums."""
 
-    name, weight, text = "run folders", 4, True
+    name, weight, text, needs = "run folders", 4, True, ("shard tars", "checkpoints")
 
     def __init__(self, root):
         home = root / "ended"
@@ -378,7 +379,7 @@ class Runs(Kind):
 class Configs(Kind):
     """YAML files that a command is configured by, read through its real entry. Text without checksums."""
 
-    name, weight, text = "configs", 6, True
+    name, weight, text, needs = "configs", 6, True, ("shard tars",)
 
     def __init__(self, root):
         self.homes, self.root = [root / "configs"], root
