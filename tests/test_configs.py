@@ -148,9 +148,32 @@ def test_every_method_takes_two_steps(method, data_for, tmp_path):
     assert type(net) is get_class(cfg.method.net._target_)
 
 
+TINY_ALGO_VECTORS = (
+    "task=gym_mujoco", "task.name=Pendulum-v1", "task.env.episode_steps=10", "policy_vectors.net.width=16",
+    "policy_vectors.net.layers=1", "policy_vectors.random_episodes=2", "algo.stream.environments=2", "episodes=1",
+    "evaluate_before=false", "data.batch_size=4", "algo.stream.offline_updates=1", "frames=20",
+)  # fmt: skip
+
+
+def take_two_steps_on_vectors(algo, pretrained, folder):
+    """From scratch, or from what that left, with its random episodes as the given ones."""
+    online = "algo.stream.offline_updates=2" if algo == "bc" else "algo.stream.updates_per_frame=0.05"
+    scratch, again = folder / "scratch", folder / "again"
+    more = [f"init={scratch}", f"data.train={scratch / 'random'}"]
+    for place, given in ((scratch, []), *([(again, more)] if pretrained else [])):
+        cfg = compose("finetune", f"algo={algo}", f"run.dir={place}", *TINY_ALGO_VECTORS, online, *given)
+        assert execute(finetune.main.function, cfg)["finetune/updates"] == 2
+
+
+def on_vectors(algo):
+    return "Aux" in compose("finetune", f"algo={algo}").algo.agent._target_
+
+
 @pytest.mark.parametrize("algo", ALGOS)
 @pytest.mark.parametrize("pretrained", [False, True])
 def test_every_algorithm_takes_two_steps(algo, pretrained, tmp_path):
+    if on_vectors(algo):
+        return take_two_steps_on_vectors(algo, pretrained, tmp_path)
     cfg = compose("finetune", f"algo={algo}", f"run.dir={tmp_path}", *TINY_ALGO)
     settings = OmegaConf.to_container(cfg.algo, resolve=True)
     worlds = [Bar() for _ in range(settings["stream"].pop("environments"))]
