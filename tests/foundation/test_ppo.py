@@ -21,6 +21,7 @@ def stream_of(agent, b=4, iterations=2, chunk=10, epochs=2, minibatches=2, seed=
     return OnPolicy(agent, rollout, iterations, chunk, epochs, minibatches, seed)
 
 
+@quiet()
 def fit(agent, stream, folder=None):
     experience = Experience(stream)
     trainer = lightning.Trainer(
@@ -29,8 +30,7 @@ def fit(agent, stream, folder=None):
         logger=csv_logger(folder) if folder else False,
         callbacks=[experience, Checkpoint(folder, {})] if folder else [],
     )  # fmt: skip
-    with quiet():
-        trainer.fit(agent, stream)
+    trainer.fit(agent, stream)
     return trainer
 
 
@@ -106,6 +106,7 @@ def test_acting_and_training_probabilities_agree():
     assert agent.rollout_metrics["policy/step_mismatch"] < 1e-4
 
 
+@quiet()
 def test_rollouts_use_the_weights_of_the_moment(tmp_path):
     agent = PPO(TinyPolicy(), lr=1e-2)
     stream = stream_of(agent, iterations=4)
@@ -126,8 +127,7 @@ def test_rollouts_use_the_weights_of_the_moment(tmp_path):
         accelerator="cpu", max_epochs=1, logger=False, enable_progress_bar=False, enable_checkpointing=False,
         enable_model_summary=False, callbacks=[After()],
     )  # fmt: skip
-    with quiet():
-        trainer.fit(agent, stream)
+    trainer.fit(agent, stream)
     assert trainer.global_step == len(stream) == 16
     assert used[1:] == after[3:-1:4]
     assert len(set(used)) == 4

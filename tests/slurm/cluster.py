@@ -20,7 +20,7 @@ from pathlib import Path
 CPUS = 8  # as told to Slurm, whatever the machine has
 PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
 DAEMONS = ("slurmd", "slurmctld", "munged")  # in the order in which they are stopped
-PATIENCE = 900  # seconds: on a busy machine a job's Python takes minutes to start
+PATIENCE = 1700  # seconds: on a busy machine a job's Python takes minutes to start
 TAIL = 3000  # characters of a log in an error
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 CONF = """\
@@ -127,12 +127,11 @@ class Cluster:
         return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-TAIL:]}" for path in paths)
 
     def stop(self):
-        """Kills the jobs that still run, then ends the daemons of this folder; does nothing where there are none."""
+        """Cancels the jobs that still run, then ends the daemons of this folder; does nothing where there are none."""
         if any(self._daemon("slurmctld")):
-            self.ask("scancel", "--full", "--signal=KILL", "--user=root")
-            self.ask("scancel", "--user=root")  # those that wait
+            self.ask("scancel", "--user=root")
             try:
-                until(lambda: not self.ask("squeue", "-h").stdout, 60)
+                until(lambda: not self.ask("squeue", "-h").stdout, 120)
             except TimeoutError:
                 print(f"jobs outlive their Slurm:\n{self.ask('squeue').stdout}", file=sys.stderr)
         for name in DAEMONS:

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from tests.slurm.conftest import ROOT
+from tests.slurm.conftest import ROOT, TINY
 
 pytestmark = pytest.mark.timeout(1800)  # most of a job is Python's start, minutes on a busy machine
 
@@ -35,6 +35,6 @@ def test_tasks_and_trainer_must_agree(slurm, pretrain):
 
 
 def test_without_data_a_job_records_its_own_and_trains_on_it(slurm, submit_folder):
-    job = slurm.submit(submit_folder, "slurm/pretrain.sh", "steps=2")
+    job = slurm.submit(submit_folder, "slurm/pretrain.sh", *TINY[:4], "steps=2")
     slurm.wait(job, "COMPLETED")
     assert '"idm/camera_r2_yaw"' in (submit_folder / "outputs" / f"pretrain-{job}" / "summary.json").read_text()
