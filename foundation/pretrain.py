@@ -27,6 +27,8 @@ def main(cfg):
     data = made(plain(cfg.data), steps=cfg.steps, seed=cfg.run.seed)
     check_ending(cfg, data)
     net_config = data.derive(plain(cfg.method.net))
+    if cfg.init is not None and hasattr(data, "inherit"):
+        data.inherit(hub.load(cfg.init).statistics)
     net, started = initial_net(net_config, cfg.init)
     net = net.to(memory_format=torch.channels_last)  # convolutions are faster so
     method = plain(cfg.method)
@@ -100,11 +102,24 @@ def check_ending(cfg, data):
 
 
 def initial_net(net_config, init):
-    """(A fresh network, or the one saved at `init` if its configuration is the same; its origin in words)"""
+    """(A fresh network, or the one saved at `init` if its configuration is the same; its origin in words)
+
+    A network that goes around another, its `base`, takes the one at `init`: net_config["base"] is filled in.
+    """
+    if "base" in net_config and init is None:
+        raise DataError(f"{net_config['_target_']} changes a trained policy: give init=<run or hub folder>")
     if init is None:
         checkpoint.check_targets(net_config)
         return checkpoint.construct(net_config), hub.origin(None, None)
     bundle = hub.load(init)
+    if "base" in net_config:
+        theirs = bundle.config["net"]
+        net_config["base"] = theirs.get("base", theirs)
+        if "base" not in theirs:
+            checkpoint.check_targets(net_config)
+            net = checkpoint.construct(net_config)
+            net.base.load_state_dict(bundle.net.state_dict())
+            return net.train(), hub.origin(init, bundle)
     ours, theirs = {k: v for k, v in net_config.items() if k != "dropout"}, dict(bundle.config["net"])
     different = sorted(k for k in ours if ours[k] != theirs.get(k))
     if different:

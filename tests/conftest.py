@@ -6,9 +6,12 @@ import time
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
+from foundation import pretrain
 from pipelines import schema
 from pipelines.actions import DOOM, ActionCodec
+from pipelines.command import CONFIGS, execute
 from pipelines.pixels import encode
 from pipelines.schema import SampleMeta
 from pipelines.shards import ShardWriter
@@ -114,3 +117,23 @@ def data_for(play_shards, held_out_shards, texts, tmp_path_factory):
         return pushes[0], pushes[1]
 
     return shards
+
+
+@pytest.fixture(scope="session")
+def init_for(tmp_path_factory):
+    """Function: composed config -> overrides with the trained policy that its method changes, if it does."""
+    made = []
+
+    def overrides(cfg):
+        if "base" not in cfg.method.net:
+            return []
+        if not made:
+            made.append(tmp_path_factory.mktemp("mddt"))
+            with initialize_config_dir(CONFIGS, version_base="1.3"):
+                net = ["method.net.width=16", "method.net.layers=1", "method.net.heads=2"]
+                train = write_pushes(tmp_path_factory.mktemp("pushes"), 20)
+                options = ["method=mddt", "steps=1", "data.batch_size=2", f"data.train={train}", f"run.dir={made[0]}"]
+                execute(pretrain.main.function, compose("pretrain", [*options, *net]))
+        return [f"init={made[0]}"]
+
+    return overrides

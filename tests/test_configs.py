@@ -137,9 +137,10 @@ def literal(node, name):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_takes_two_steps(method, data_for, tmp_path):
-    train, held_out = data_for(compose("pretrain", f"method={method}"))
-    data = [f"data.train={train}", f"data.validation={held_out}", "data.batch_size=2"]
+def test_every_method_takes_two_steps(method, data_for, init_for, tmp_path):
+    whole = compose("pretrain", f"method={method}")
+    train, held_out = data_for(whole)
+    data = [f"data.train={train}", f"data.validation={held_out}", "data.batch_size=2", *init_for(whole)]
     cfg = compose("pretrain", f"method={method}", f"run.dir={tmp_path}", "steps=2", *data, *shrink(method))
     summary = execute(pretrain.main.function, cfg)
     assert summary["steps"] == 2

@@ -70,16 +70,18 @@ class TrajectoryData(L.LightningDataModule):
 
         Where they are kept per task, the tasks of the data that are new to it are added.
         """
-        normalised, per_task = "state_mean" in statistics, statistics.get("returns_by")
-        if normalised != (self.normalizer is not None) or per_task != self.returns.get("returns_by"):
-            raise DataError(
-                f"the policy of init= was trained {'with' if normalised else 'without'} normalised states and with"
-                f" returns scaled per {per_task or 'data set'}; set data.normalise and data.return_scale as it had them"
-            )
-        if normalised:
-            self.normalizer = Normalizer.from_dict(statistics).joined(self.normalizer)
+        before = Normalizer.from_dict(statistics) if "state_mean" in statistics else None
+        theirs = (before and (before.by or "all"), statistics.get("returns_by"))
+        ours = (self.normalizer and (self.normalizer.by or "all"), self.returns.get("returns_by"))
+        if theirs != ours:
+            kinds = [
+                f"data.normalise={by or 'null'} and {'a number' if tag is None else tag} as data.return_scale"
+                for by, tag in (theirs, ours)
+            ]
+            raise DataError(f"the policy of init= was trained with {kinds[0]}, this run has {kinds[1]}; set them alike")
+        self.normalizer = before and before.joined(self.normalizer)
         self.returns = rescaled(self.returns, statistics)
-        if per_task:
+        if theirs[1]:
             tasks = self.returns["tasks"]
             known = {
                 name: rescaled(tasks[name], old) if name in tasks else old for name, old in statistics["tasks"].items()

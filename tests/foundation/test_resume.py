@@ -71,17 +71,19 @@ def run_pretrain(method, folder, train, *overrides):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_pretraining_goes_on_bit_for_bit(method, data_for, tmp_path, kill):
+def test_pretraining_goes_on_bit_for_bit(method, data_for, init_for, tmp_path, kill):
     with initialize_config_dir(CONFIGS, version_base="1.3"):
-        train, _ = data_for(compose("pretrain", [f"method={method}"]))
+        whole = compose("pretrain", [f"method={method}"])
+    train, _ = data_for(whole)
     kill(None)
-    run_pretrain(method, tmp_path / "straight", train)
+    init = init_for(whole)
+    run_pretrain(method, tmp_path / "straight", train, *init)
     for batches in (3, 4, 1):  # at step 4 a validation comes between checkpoint and death
         kill(batches)
         with pytest.raises(Killed):
-            run_pretrain(method, tmp_path / "stopped", train, "data.workers=1")
+            run_pretrain(method, tmp_path / "stopped", train, "data.workers=1", *init)
     kill(None)
-    run_pretrain(method, tmp_path / "stopped", train)
+    run_pretrain(method, tmp_path / "stopped", train, *init)
     same(tmp_path / "straight", tmp_path / "stopped")
 
 
@@ -97,8 +99,22 @@ def test_accumulated_gradients_go_on_bit_for_bit(play_shards, tmp_path, kill):
     same(tmp_path / "straight", tmp_path / "stopped")
 
 
+VECTORS = [  # tiny runs of the algorithms for tasks of vectors: 4 updates on given episodes and 8 in rounds of 2
+    "task=gym_mujoco", "task.name=Pendulum-v1", "task.env.episode_steps=10", "episodes=1", "evaluate_before=false",
+    "policy_vectors.net.width=16", "policy_vectors.net.layers=1", "policy_vectors.net.context=4", "data.batch_size=4",
+    "policy_vectors.net.dropout=0.1", "policy_vectors.random_episodes=3", "algo.stream.environments=2",
+    "algo.stream.report_every=1", "evaluate_every=3",
+]  # fmt: skip
+ROUNDS = ["algo.stream.offline_updates=4", "algo.stream.updates_per_frame=0.1", "frames=80"]
+
+
+def on_vectors(algo):
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        return "Aux" in compose("finetune", [f"algo={algo}"]).algo.agent._target_
+
+
 def run_finetune(algo, folder, *overrides):
-    tiny = [
+    tiny = VECTORS + (ROUNDS if algo != "bc" else ["algo.stream.offline_updates=12"]) if on_vectors(algo) else [
         "task.env.episode_tics=60", "episodes=1", "policy.size=[16,20]", "policy.net.dim=16", "policy.net.layers=1",
         "policy.net.heads=2", "policy.net.channels=[4,4]", "policy.net.context=8", "algo.stream.environments=2",
         "algo.stream.minibatches=2", "algo.stream.chunk=16", "frames=96", "evaluate_before=false",
@@ -112,14 +128,15 @@ def run_finetune(algo, folder, *overrides):
 def test_fine_tuning_goes_on_bit_for_bit(algo, tmp_path, kill):
     kill(None)
     run_finetune(algo, tmp_path / "init", "frames=32")
-    init = f"init={tmp_path / 'init'}"  # anchored: the prior has a memory of its own
-    run_finetune(algo, tmp_path / "straight", init)
+    init = [f"init={tmp_path / 'init'}"]  # anchored: the prior has a memory of its own
+    init += [f"data.train={tmp_path / 'init' / 'random'}"] if on_vectors(algo) else []
+    run_finetune(algo, tmp_path / "straight", *init)
     for batches in (6, 2):
         kill(batches)
         with pytest.raises(Killed):
-            run_finetune(algo, tmp_path / "stopped", init)
+            run_finetune(algo, tmp_path / "stopped", *init)
     kill(None)
-    run_finetune(algo, tmp_path / "stopped", init)
+    run_finetune(algo, tmp_path / "stopped", *init)
     same(tmp_path / "straight", tmp_path / "stopped")
 
 

@@ -9,17 +9,18 @@ from pipelines.trajectories import Spaces, write_episode
 LENGTH = 8
 SPACES = Spaces(3, 2, low=(-2.0, -1.0), high=(2.0, 1.0))
 LEVERS = Spaces(3, 1, n_actions=3)
+SIGNS = {"pull": -1}  # of the reward, by task; 1 in all others
 
 
 class Push(gymnasium.Env):
-    """State: (side, position, elapsed). Reward of a step: its first action, in units of [-1, 1], times the side."""
+    """State: (side, position, elapsed). Reward of a step: its first action in [-1, 1], times side and sign."""
 
     spaces, fps = SPACES, 10.0
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32)
     action_space = gymnasium.spaces.Box(np.float32([-2, -1]), np.float32([2, 1]))
 
-    def __init__(self, length=LENGTH, seed=None):
-        self.length = length
+    def __init__(self, length=LENGTH, seed=None, task="push"):
+        self.length, self.sign = length, SIGNS.get(task, 1)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -34,19 +35,24 @@ class Push(gymnasium.Env):
         push = float(action[0]) / 2
         self.position, self.t = self.position + 0.1 * push, self.t + 1
         done = self.t >= self.length
-        info = {"episode": {"success": bool(push * self.side > 0)}} if done else {}
-        return self.state(), push * self.side, False, done, info
+        reward = push * self.side * self.sign
+        info = {"episode": {"success": bool(reward > 0)}} if done else {}
+        return self.state(), reward, False, done, info
 
 
-def write_pushes(root, episodes=60, seed=0, discrete=False, skills=(-1, 1)):
-    """Trajectory shards in which each episode has a skill within `skills`; its pushes scatter around it."""
-    generator, world = np.random.default_rng(seed), Push()
+def write_pushes(root, episodes=60, seed=0, discrete=False, skills=(-1, 1), tasks=("shove", "push")):
+    """Trajectory shards in which each episode has a skill within `skills`; its pushes scatter around it.
+
+    Its task is one of `tasks` in turn.
+    """
+    generator = np.random.default_rng(seed)
     with ShardWriter(root, "episodes", samples_per_shard=25) as writer:
         for i in range(episodes):
-            skill = generator.uniform(*skills)
+            task, skill = tasks[i % len(tasks)], generator.uniform(*skills)
+            world = Push(task=task)
             states, actions, rewards = [world.reset(seed=1000 * seed + i)[0]], [], []
             while len(rewards) < LENGTH:
-                push = np.clip(skill * world.side + 0.1 * generator.normal(), -1, 1)
+                push = np.clip(skill * world.side * world.sign + 0.1 * generator.normal(), -1, 1)
                 lever = int(np.round(push)) + 1
                 actions.append(lever if discrete else [2 * push, generator.uniform(-1, 1)])
                 state, reward, *_ = world.step([2.0 * (lever - 1) if discrete else 2 * push, 0])
@@ -57,6 +63,6 @@ def write_pushes(root, episodes=60, seed=0, discrete=False, skills=(-1, 1)):
                 "observation": states[:-1], "action": actions, "reward": rewards, "terminated": np.zeros(LENGTH, bool),
                 "truncated": last, "final_observation": states[-1],
             }  # fmt: skip
-            tags = {"task": "push" if i % 2 else "shove", "behaviour": "mixed"}
+            tags = {"task": task, "behaviour": "mixed"}
             write_episode(writer, f"e{i:04d}", arrays, LEVERS if discrete else SPACES, 10.0, "Push", tags)
     return root
