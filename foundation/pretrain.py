@@ -93,12 +93,15 @@ def check_init(cfg):
 
 
 def check_ending(cfg, data):
-    """DataError for values of stop_after and final that have no meaning here."""
+    """DataError for lengths that train nothing, and values of stop_after, final and best without meaning here."""
+    if cfg.steps < 1 or cfg.data.batch_size < 1 or cfg.validate_every < 1:
+        given = f"steps={cfg.steps}, data.batch_size={cfg.data.batch_size}, validate_every={cfg.validate_every}"
+        raise DataError(f"{given}: expected at least 1 of each")
     if cfg.final not in ("last", "best") or (cfg.stop_after is not None and cfg.stop_after < 1):
         given = f"final={cfg.final}, stop_after={cfg.stop_after}"
         raise DataError(f"{given}: expected last or best, and null or at least 1")
-    if (cfg.final == "best" or cfg.stop_after is not None) and not data.validation:
-        raise DataError("stop_after and final=best go by held-out data: set data.validation")
+    if (cfg.final == "best" or cfg.stop_after is not None or cfg.best) and not data.validation:
+        raise DataError("best, final=best and stop_after go by held-out data: set data.validation")
 
 
 def initial_net(net_config, init):

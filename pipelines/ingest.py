@@ -26,6 +26,10 @@ from pipelines.schema import DataError
 from pipelines.units import Job, find_units, find_videos
 
 log = logging.getLogger("foundation-policy")
+PRESETS = (
+    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo",
+)  # fmt: skip
+INCOMPLETE = ("truncated", "corrupt", "leading_loss", "log_truncated", "null_keys")  # notes worth a line
 
 
 @command("ingest")
@@ -69,6 +73,10 @@ def make_job(cfg):
         raise DataError(f"size={list(size)}: both must be even, H.264 stores colour at half resolution")
     if cfg.fps != "source":
         frame_rate(cfg.fps)
+    if cfg.limit is not None and not (isinstance(cfg.limit, int) and cfg.limit >= 1):
+        raise DataError(f"limit={cfg.limit}: expected at least 1, or null for all videos")
+    if not 0 <= cfg.crf <= 51 or cfg.preset not in PRESETS:
+        raise DataError(f"crf={cfg.crf}, preset={cfg.preset}: x264 takes 0 to 51, and one of {', '.join(PRESETS)}")
     if not 1 <= cfg.min_frames <= cfg.clip_frames:
         raise DataError(f"min_frames={cfg.min_frames} must be in 1..clip_frames={cfg.clip_frames}")
     values = {f.name: cfg[f.name] for f in fields(ClipSettings)}
@@ -177,6 +185,10 @@ def report(job, summary):
         "%d videos -> %d clips, %d frames at %s; rejected: %s", summary["videos"], summary["clips"], summary["frames"],
         job.out, reasons(summary),
     )  # fmt: skip
+    incomplete = {note: n for note in INCOMPLETE if (n := summary.get(f"notes/{note}"))}
+    if incomplete:
+        noted = ", ".join(f"{note} {n}" for note, n in incomplete.items())
+        log.warning("videos of which only a part was kept, or whose log says less than it could: %s", noted)
 
 
 if __name__ == "__main__":

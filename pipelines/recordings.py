@@ -125,7 +125,9 @@ def read_recording(path):
     if any(schema.EFFECTIVE in row for row in rows):
         events[schema.EFFECTIVE] = np.zeros((len(rows), len(effective)), bool)
     for i, row in enumerate(rows):
-        if row.get("keys") is None:
+        if "keys" not in row:  # misspelt, say: a log of nothing pressed would train without a word
+            raise LogError("bad_log", f'{path.name} line {i + 2} has no "keys", only {sorted(row)[:8]}')
+        if row["keys"] is None:
             notes.append("null_keys")
         keys[i, positions(row.get("keys"), columns, path, i + 2)] = 1
         mouse[i] = motion(row.get("mouse"), path, i + 2)

@@ -152,3 +152,12 @@ def test_a_config_that_does_not_fit_its_class_is_told(node):
     with pytest.raises(DataError, match="does not fit it"):
         made(node)
     assert made({"_target_": "fractions.Fraction", "numerator": 1}, denominator=2) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [("steps=0", "steps=0"), ("data.batch_size=0", "batch_size=0"), ("best=validation/loss", "set data.validation")],
+)
+def test_runs_that_would_train_or_keep_nothing_are_refused(change, message, play_shards, tmp_path):
+    with pytest.raises(DataError, match=message):
+        run("idm", tmp_path, play_shards, change)

@@ -155,7 +155,8 @@ def test_mistakes_are_told(source, out, tmp_path):
     for change, message in [
         ({"size": [33, 40]}, "even"), ({"size": [0, 40]}, "size is"), ({"fps": -1}, "frame rate"),
         ({"rank": 2}, "world_size"), ({"min_frames": 0}, "min_frames"), ({"actions": "yes"}, "actions="),
-        ({"interpolation": "best"}, "interpolation"), ({"videos": None}, "set videos"),
+        ({"interpolation": "best"}, "interpolation"), ({"videos": None}, "set videos"), ({"limit": -1}, "limit=-1"),
+        ({"limit": 0}, "limit=0"), ({"crf": 99}, "crf=99"), ({"preset": "warp"}, "preset=warp"),
     ]:  # fmt: skip
         cfg = config(source, out, **change)
         with pytest.raises(DataError, match=message):

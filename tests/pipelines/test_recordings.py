@@ -85,6 +85,11 @@ def test_null_keys_mean_none_and_are_noted(write):
     assert log.notes == ["null_keys"]
 
 
+def test_a_row_without_keys_is_refused_as_misspelt(write):
+    with pytest.raises(LogError, match="line 2 has no \"keys\", only .'key', 'mouse'."):
+        read_recording(write([{"key": ["use"], "mouse": [0, 0]}]))
+
+
 def test_last_line_cut_by_a_kill_is_dropped(write):
     log = read_recording(write([row(), row(), '{"keys": ["for']))
     assert (len(log), log.notes) == (2, ["log_truncated"])
