@@ -104,6 +104,7 @@ class Targets:
 
     def load_state_dict(self, state):
         for task, returns in state.items():
+            self.recent[task].clear()
             self.recent[task].extend(returns)
 
 

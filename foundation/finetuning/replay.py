@@ -47,6 +47,10 @@ class Replay:
         return {"tags": list(self.tags), **{name: torch.from_numpy(getattr(data, name)) for name in names}}
 
     def load_state_dict(self, state):
+        """Comes twice, from our callback and from Lightning, which also keeps the state of what it draws batches from."""
+        self.arrays.clear()
+        self.tags.clear()
+        self.steps = 0
         if not state:
             return
         flat = {name: state[name].numpy() for name in (*STEPWISE, FINAL_OBSERVATION, "offsets")}
