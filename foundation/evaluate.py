@@ -243,6 +243,8 @@ def protocol_of(cfg, task=None):
     evaluation = (cfg.task if task is None else task).evaluation
     protocol = {"seed": 0, "env": {}, **OmegaConf.to_container(evaluation, resolve=True)}
     protocol["episodes"] = protocol["episodes"] if cfg.episodes is None else cfg.episodes
+    if cfg.get("environments", 1) < 1:
+        raise DataError(f"environments={cfg.environments}: expected at least 1")
     if protocol["episodes"] < 1:
         raise DataError(f"episodes={protocol['episodes']}: expected at least 1")
     return protocol

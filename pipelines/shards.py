@@ -84,8 +84,8 @@ class Shards:
             message = f"{self.root}: {len(self.damage)} shards are damaged: {shown}{more}"
             if on_damage == "stop":
                 raise DataError(
-                    f"{message}. Re-run the command that made them, it redoes only these (`python -m pipelines.verify"
-                    f" shards={self.root}` lists all), or go on without them: on_damage=set_aside"
+                    f"{message}. Delete them and re-run the command that made them, it redoes only these (`python -m"
+                    f" pipelines.verify shards={self.root}` lists all), or go on without them: on_damage=set_aside"
                 )
             log.warning("%s. Set aside with %d samples", message, self.set_aside["samples"])
         if found.open:

@@ -204,7 +204,7 @@ def show(report):
         lost = "?" if item.samples is None else item.samples
         print(f"  DAMAGED {item.shard}  samples: {lost}\n    {item.reason}")
     for word in sorted({first_word(item.shard) for item in report.damage}):
-        print(f"  to repair {word or 'other'} shards, re-run {REMEDIES[word]}")
+        print(f"  to repair {word or 'other'} shards, delete the files named above and re-run {REMEDIES[word]}")
 
 
 def first_word(shard):

@@ -156,6 +156,12 @@ def facts(shards, labels):
     if not metas:
         raise DataError(f"{shards.root} holds no samples")
     specs = [m["actions"] for m in ([e.meta for e in labels.entries] if labels else metas)]
+    without = [entry.key for entry in shards.entries if not entry.meta["actions"]] if labels is None else []
+    if 0 < len(without) < len(metas):
+        raise DataError(
+            f"{shards.root}: {len(without)} of {len(metas)} clips have no actions, e.g. {without[0]}; ingest the videos"
+            " that have a log into a folder of their own"
+        )
     if not specs or specs[0] is None:
         raise DataError(
             f"{shards.root} holds video without actions; label it first: python -m pipelines.label clips={shards.root}"
