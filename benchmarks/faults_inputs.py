@@ -13,17 +13,21 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import faults_readers as readers
+from benchmarks.faults_kinds import CORRECT, OTHER, PART, REJECTED, SILENT
 from benchmarks.faults_mutations import mutate
-from benchmarks.faults_world import fork, reap, wait, write_models
+from benchmarks.faults_processes import fork, reap, wait
+from benchmarks.faults_readers import Configs, Films, Logs, Runs
+from benchmarks.faults_stores import Checkpoints, Models, Records, Tars
+from benchmarks.faults_world import write_models
 from pipelines.command import USER_ERRORS
 
 SECONDS = 30  # of CPU until a case counts as hanging; an undamaged one takes one or two
 WAITING = 600  # seconds until it does if it waits for something
 MEMORY = 1 << 30  # bytes beyond those of the parent: address space, so the case fails before the machine does
+KINDS = (Films, Logs, Tars, Records, Checkpoints, Models, Runs, Configs)
 CRASH, HANG = "crash", "hang"
-OUTCOMES = (readers.REJECTED, readers.CORRECT, readers.PART, readers.OTHER, CRASH, HANG, readers.SILENT)
-BAD = (CRASH, HANG, readers.SILENT)
+OUTCOMES = (REJECTED, CORRECT, PART, OTHER, CRASH, HANG, SILENT)
+BAD = (CRASH, HANG, SILENT)
 
 
 @dataclass
@@ -45,14 +49,14 @@ class Case:
 
 def campaign(root, count, seed, only=(), tell=print):
     """`count` damaged files, the same ones for the same seed -> [Case]. only: kinds or numbers of cases."""
-    chosen = {kind.name for kind in readers.KINDS if not only or kind.name in only or any(map(str.isdigit, only))}
+    chosen = {kind.name for kind in KINDS if not only or kind.name in only or any(map(str.isdigit, only))}
     kinds = worlds(root, chosen)
     answers = {home: answer(kind, home, root) for kind in kinds.values() if kind.name in chosen for home in kind.homes}
-    weights = np.array([kind.weight for kind in readers.KINDS])
+    weights = np.array([kind.weight for kind in KINDS])
     cases = []
     for number in range(count):
         generator = np.random.default_rng([seed, number])
-        name = readers.KINDS[generator.choice(len(weights), p=weights / weights.sum())].name
+        name = KINDS[generator.choice(len(weights), p=weights / weights.sum())].name
         if name not in chosen or (only and name not in only and str(number) not in only):
             continue
         cases.append(attempt(number, kinds[name], root, answers, generator, keep=str(number) in only))
@@ -64,14 +68,14 @@ def campaign(root, count, seed, only=(), tell=print):
 def worlds(root, chosen):
     """{name: kind} of the chosen kinds, and of those whose files they need."""
     write_models(root)
-    needed = {name for kind in readers.KINDS if kind.name in chosen for name in kind.needs}
-    return {kind.name: kind(root) for kind in readers.KINDS if kind.name in chosen | needed}
+    needed = {name for kind in KINDS if kind.name in chosen for name in kind.needs}
+    return {kind.name: kind(root) for kind in KINDS if kind.name in chosen | needed}
 
 
 def answer(kind, home, root):
     """What a kind's readers say of the undamaged folder, read where damaged ones will be."""
     copy = copied(home, root / "whole" / kind.name)
-    outcome, result = isolated(lambda: kind.read(home if isinstance(kind, readers.Checkpoints) else copy), root / "log")
+    outcome, result = isolated(lambda: kind.read(home if isinstance(kind, Checkpoints) else copy), root / "log")
     if outcome != "answer":
         raise RuntimeError(f"{kind.name}: {home} cannot be read undamaged: {outcome} {result}")
     return result
@@ -150,9 +154,9 @@ def limited(function):
     try:
         return "answer", function()
     except USER_ERRORS as error:
-        return readers.REJECTED, str(error)[:300]
+        return REJECTED, str(error)[:300]
     except SystemExit as error:
-        return (readers.REJECTED, "") if error.code == 2 else (CRASH, f"exit status {error.code}")
+        return (REJECTED, "") if error.code == 2 else (CRASH, f"exit status {error.code}")
     except Exception as error:
         traceback.print_exc()
         place = traceback.extract_tb(error.__traceback__)[-1]

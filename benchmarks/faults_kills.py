@@ -13,31 +13,17 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.faults_world import (
-    INGEST,
-    NET_IDM,
-    NET_VPT,
-    TRAINING,
-    command,
-    ended,
-    files,
-    fork,
-    reap,
-    wait,
-    write_models,
-    write_videos,
-)  # fmt: skip
+from benchmarks.faults_processes import Tripwire, command, ended, fork, reap, wait
+from benchmarks.faults_world import INGEST, NET_IDM, NET_VPT, TRAINING, files, write_models, write_videos
 from foundation.checkpoints import step_of
 from pipelines import gc, verify
 from pipelines.schema import DataError
 from pipelines.shards import Shards
 
-EVENTS = ("open", "os.rename", "os.remove", "os.utime", "os.mkdir", "os.link")
 STARTS = 5  # at most so many kills in one round: the work of a round ends some time
 CLOCKS = {"frames_per_second"}  # columns of metrics.csv that tell the time
 END = 0.8  # share of the work from which on a kill counts as near the end
@@ -71,23 +57,6 @@ class Tally:
     where: Counter = field(default_factory=Counter)
     survivors: int = 0  # kills that left a process behind
     differing: list = field(default_factory=list)
-
-
-class Tripwire:
-    """Audit hook: kills this process group before its n-th change of a file in `folder`; counts the changes."""
-
-    def __init__(self, folder, n=None):
-        self.folder, self.n, self.seen = str(folder), n, 0
-
-    def __call__(self, event, arguments):
-        path = arguments[0] if event in EVENTS else None
-        if not isinstance(path, (str, Path)) or not os.path.abspath(path).startswith(self.folder):
-            return
-        if event == "open" and "r" in (arguments[1] or "r"):
-            return
-        self.seen += 1
-        if self.seen == self.n:
-            os.killpg(0, signal.SIGKILL)
 
 
 # the commands and what they leave

@@ -1,104 +1,22 @@
-"""The kinds of input that the campaign damages, what reads each of them for real, and how an answer is judged.
+"""Kinds of input without checksums: the user's own videos and action logs, text that commands leave or read."""
 
-A kind has `homes` (folders, of which one file is damaged in a copy), `read(folder)`, which is called once on the whole
-folder for the answer and once per damaged copy, and `judge(expected, got)`. DataError and the other errors that
-commands turn into a message are rejections; what `judge` may say is CORRECT, REJECTED (the damage was noticed and
-told, the rest is right), PART, OTHER or SILENT.
-"""
-
-import copy
-import functools
 import json
-import logging
 import shutil
 import zlib
 
 import av
-import hydra
 import numpy as np
 from omegaconf import OmegaConf
 
-from benchmarks.faults_world import (
-    FPS,
-    FRAMES,
-    INGEST,
-    NET_IDM,
-    TRAINING,
-    command,
-    fork,
-    scene,
-    wait,
-    write_log,
-    write_videos,
-)  # fmt: skip
-from foundation import pretrain, report, run_files
-from pipelines import checkpoint, ingest, schema, verify
-from pipelines.command import CONFIGS, execute
-from pipelines.ingest_unit import RETRIED
+from benchmarks.faults_kinds import CORRECT, OTHER, PART, REJECTED, SILENT, Kind, compose, run_ingest
+from benchmarks.faults_processes import command
+from benchmarks.faults_world import FPS, FRAMES, INGEST, NET_IDM, TRAINING, scene, write_log
+from foundation import report, run_files
+from pipelines import schema
+from pipelines.command import CONFIGS
 from pipelines.pixels import Resizer, encode
-from pipelines.schema import DataError
 from pipelines.shards import Shards
 from pipelines.video import decode
-
-CORRECT = "correct"  # what the whole file gives
-REJECTED = "rejected"
-PART = "in part"  # less than the whole file gives, the rest exact, and the loss is noted with the data
-OTHER = "other"  # something else, in a file that carries no checksum: nobody can tell that from another file
-SILENT = "silent"  # something else, although it could have been known
-REFUSED = "refused"  # in place of a member that was not read
-
-
-class Crash(Exception):
-    """Something that commands caught as an unforeseen error of one item."""
-
-
-@functools.cache
-def compose(name, *overrides):
-    """A command's config; cached, so that forks inherit it. Copy it before changing it."""
-    with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
-        return hydra.compose(name, list(overrides))
-
-
-class Kind:
-    """Base: nothing is told, everything that differs is silent."""
-
-    text = False  # whether values in it can be exchanged for others
-    needs = ()  # names of kinds whose files it uses
-
-    def victims(self, home):
-        """Files of a home that are damaged."""
-        return [path for path in sorted(home.rglob("*")) if path.is_file()]
-
-    def judge(self, expected, got):
-        return CORRECT if got == expected else SILENT
-
-
-# videos and action logs: the user's own files, without checksums
-
-
-def run_ingest(folder, **changes):
-    """Ingests a folder into `folder/out` -> {note: how often}. DataError with the reasons if nothing was kept."""
-    cfg = copy.deepcopy(compose("ingest", *INGEST, "workers=0"))
-    places = {"videos": str(folder), "out": f"{folder / 'out'}", "run": {"dir": f"{folder / 'run'}"}}
-    cfg.merge_with(OmegaConf.create({**places, **changes}))
-    try:
-        execute(ingest.main.function, cfg)
-    except DataError:
-        check_codes(folder / "out")
-        raise
-    check_codes(folder / "out")
-    if damage := verify.check(folder / "out").damage:
-        raise Crash(f"ingest made damaged shards: {damage}")
-    records = [json.loads(path.read_text()) for path in (folder / "out" / "units").iterdir()]
-    return {note: n for record in records for note, n in record["notes"].items()}
-
-
-def check_codes(out):
-    """Ingest goes on after an unforeseen error of one video; here that is a crash all the same."""
-    path = out / "rejected.jsonl"
-    for row in map(json.loads, path.read_text().splitlines() if path.exists() else ()):
-        if row["code"] in RETRIED:
-            raise Crash(f"{row['code']}: {row['detail']}")
 
 
 class Films(Kind):
@@ -201,161 +119,6 @@ def write_contractor(path):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-# shards: every byte has a checksum
-
-
-class Tars(Kind):
-    """Tars of trajectory shards, read by key, with damage set aside, and by verify."""
-
-    name, weight = "shard tars", 15
-    pattern = ("*.tar",)
-
-    def __init__(self, root):
-        self.videos = root / "recorded"
-        home = root / "shards"
-        if not home.exists():
-            write_videos(self.videos, 3)
-            run_ingest(self.videos)
-            shutil.move(self.videos / "out", home)
-        self.homes = [home]
-
-    def victims(self, home):
-        return sorted(path for pattern in self.pattern for path in home.glob(pattern))
-
-    def read(self, folder):
-        readers = {"plain": lambda: members(Shards(folder)), "set aside": lambda: set_aside(folder),
-                   "verify": lambda: [item.reason for item in verify.check(folder).damage]}  # fmt: skip
-        return {name: told(reader) for name, reader in readers.items()}
-
-    def judge(self, expected, got):
-        """Everything is exact or refused; what is left out is counted; verify sees what is wrong with a tar."""
-        aside, count = (REFUSED, 0) if got["set aside"] == REFUSED else got["set aside"]
-        found = [members for members in (got["plain"], aside) if members != REFUSED]
-        wanted = expected["plain"]
-        if any(value not in (REFUSED, wanted.get(name)) for members in found for name, value in members.items()):
-            return SILENT
-        if any(members.keys() != wanted.keys() and not (members is aside and count) for members in found):
-            return SILENT
-        noticed = len(found) < 2 or count or got["verify"] or any(REFUSED in members.values() for members in found)
-        return REJECTED if noticed else self.unnoticed
-
-    unnoticed = SILENT  # a damaged tar that verify does not see
-
-
-def told(reader):
-    try:
-        return reader()
-    except (DataError, OSError):
-        return REFUSED
-
-
-def members(shards):
-    """{member: crc32, or REFUSED} of all samples."""
-    found = {f"{entry.key}.listed": entry.meta for entry in shards.entries}
-    for key in [entry.key for entry in shards.entries]:
-        for kind in (schema.VIDEO, schema.ARRAYS, schema.META):
-            found[f"{key}.{kind}"] = told(lambda key=key, kind=kind: zlib.crc32(shards.read(key, kind)))
-    return found
-
-
-def set_aside(folder):
-    shards = Shards(folder, on_damage="set_aside")
-    return members(shards), shards.set_aside["shards"]
-
-
-class Records(Tars):
-    """Manifests, indexes and ingest's own records; after reading, the same ingest is run again."""
-
-    name, weight, text = "manifests, indexes", 15, True
-    pattern = ("*-[0-9][0-9][0-9][0-9][0-9].json", "*.index", "units/*.json", "dataset.json")
-    unnoticed = CORRECT  # an index or a record can be made anew
-
-    def read(self, folder):
-        found = super().read(folder)
-        changes = {"videos": str(self.videos), "out": str(folder), "run": {"dir": f"{folder}-run"}}
-        again = told(lambda: run_ingest(folder, **changes))
-        kept = {str(path.relative_to(folder)): zlib.crc32(path.read_bytes()) for path in self.victims(folder)}
-        return {**found, "again": REFUSED if again == REFUSED else members(Shards(folder, verify=True)), "kept": kept}
-
-    def judge(self, expected, got):
-        if got["again"] not in (REFUSED, expected["again"]):
-            return SILENT
-        verdict = super().judge(expected, got)
-        return REJECTED if verdict == CORRECT and got["again"] == REFUSED else verdict
-
-
-# checkpoints, models
-
-
-class Checkpoints(Kind):
-    """Checkpoints of a stopped run, read by the command that goes on from them; compared with the straight run."""
-
-    name, weight, needs = "checkpoints", 10, ("shard tars",)
-    options = ("method=idm", *NET_IDM, *TRAINING, "method.optimizer.schedule=constant")  # it may go on beyond its end
-
-    def __init__(self, root):
-        compose("pretrain", *self.options)
-        self.clips, self.straight = root / "shards", root / "straight"
-        both, one = self.homes = [root / "stopped" / name for name in ("two", "one")]
-        for folder, steps in ((self.straight, 4), (both, 2)):
-            status = wait(fork(lambda folder=folder, steps=steps: self.train(folder, steps), root / "train.log"))
-            assert status == 0, (root / "train.log").read_text()[-2000:]
-        one.mkdir()
-        shutil.copy(both / "last.ckpt", one)
-
-    def train(self, folder, steps):
-        cfg = copy.deepcopy(compose("pretrain", *self.options))
-        given = {"steps": steps, "data": {"train": str(self.clips)}, "run": {"dir": str(folder)}}
-        cfg.merge_with(OmegaConf.create(given))
-        return execute(pretrain.main.function, cfg)
-
-    def victims(self, home):
-        return sorted(home.glob("last*.ckpt"))
-
-    def read(self, folder):
-        """-> (the final weights, whether a checkpoint was passed over)"""
-        if folder in self.homes:
-            return (self.straight / "model" / checkpoint.WEIGHTS).read_bytes(), False
-        heard = Heard()
-        self.train(folder, 4)
-        return (folder / "model" / checkpoint.WEIGHTS).read_bytes(), heard.warned
-
-    def judge(self, expected, got):
-        return SILENT if got[0] != expected[0] else REJECTED if got[1] else CORRECT
-
-
-class Heard(logging.Handler):
-    """Notes whether the program warned of anything."""
-
-    def __init__(self):
-        super().__init__(logging.WARNING)
-        self.warned = False
-        logging.getLogger("foundation-policy").addHandler(self)
-
-    def emit(self, record):
-        self.warned = True
-
-
-class Models(Kind):
-    """Hub folders: weights, config and statistics."""
-
-    name, weight, text = "model folders", 10, True
-
-    def __init__(self, root):
-        self.homes = [root / "idm", root / "policy"]
-
-    def victims(self, home):
-        return [home / name for name in (checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.STATISTICS)]
-
-    def read(self, folder):
-        bundle = checkpoint.load(folder)
-        weights = {name: zlib.crc32(value.numpy().tobytes()) for name, value in bundle.net.state_dict().items()}
-        return weights, bundle.spec, bundle.size, bundle.fps, bundle.config["net"], bundle.statistics
-
-
-# text of runs
-
-
 class Runs(Kind):
     """What a run leaves beside its model, read by the report. Text without checksums."""
 
@@ -419,6 +182,3 @@ def plain(text):
     """A saved config without the paths of the case."""
     values = OmegaConf.to_container(OmegaConf.create(text))
     return {name: value for name, value in values.items() if name not in ("out", "hydra")}
-
-
-KINDS = (Films, Logs, Tars, Records, Checkpoints, Models, Runs, Configs)

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import faults, faults_world
+from benchmarks import faults, faults_world  # noqa: F401 the latter: imported before the forks
 from benchmarks.faults_mutations import mutate
+from benchmarks.faults_processes import fork, wait
 
 
 @pytest.fixture
@@ -18,8 +19,8 @@ def bench(tmp_path):
 
     def run(*arguments):
         out, log = tmp_path / "out.json", tmp_path / "log"
-        pid = faults_world.fork(lambda: sys.exit(faults.main([*arguments, "--out", str(out)])), log)
-        return faults_world.wait(pid), json.loads(out.read_text()), log.read_text()
+        pid = fork(lambda: sys.exit(faults.main([*arguments, "--out", str(out)])), log)
+        return wait(pid), json.loads(out.read_text()), log.read_text()
 
     return run
 

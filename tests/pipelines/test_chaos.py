@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from benchmarks.faults_processes import ended
 from pipelines import gc
 from pipelines import manifest as disk
 from pipelines.shards import Shards, ShardWriter
@@ -44,10 +45,6 @@ def written(root):
         except FileNotFoundError:
             continue
     return total
-
-
-def ended(pid):
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def kill_and_restart(root, generator):

@@ -7,10 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from benchmarks.faults_processes import Tripwire, fork, wait
 from pipelines import gc, ingest_unit, verify
 from pipelines import manifest as disk
 from pipelines.ingest import claim, main, make_job
@@ -21,7 +21,6 @@ from tests.pipelines import videos
 from tests.pipelines.running import config, files, ingest, rejections
 
 SETTINGS = {"clip_frames": 8, "min_frames": 4, "samples_per_shard": 1}  # several shards per video
-EVENTS = ("open", "os.rename", "os.remove", "os.utime", "os.mkdir", "os.link")
 
 
 @pytest.fixture(scope="module")
@@ -41,45 +40,10 @@ def whole(source, tmp_path_factory):
     return files(out)
 
 
-def fork(function):
-    """Runs `function` in a child without an import; returns its process id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        function()
-        status = 0
-    except DataError as error:
-        print(error, file=sys.stderr)
-    finally:
-        os._exit(status)
-
-
-def wait(pid):
-    return os.waitpid(pid, 0)[1]
-
-
 def left(out):
     """Files after the clean-up."""
     gc.collect(out, older_than_seconds=-1)
     return files(out)
-
-
-class Tripwire:
-    """Kills this process before its n-th change of a file in a folder: what it does between two changes nobody sees."""
-
-    def __init__(self, folder, n=None):
-        self.folder, self.n, self.seen = str(folder), n, 0
-
-    def __call__(self, event, arguments):
-        path = arguments[0] if arguments else ""
-        if event in EVENTS and isinstance(path, (str, Path)) and str(path).startswith(self.folder):
-            if event == "open" and "r" in (arguments[1] or "r"):
-                return
-            self.seen += 1
-            if self.seen == self.n:
-                os.kill(os.getpid(), signal.SIGKILL)
 
 
 def run_until(source, out, n):
@@ -89,7 +53,7 @@ def run_until(source, out, n):
         sys.addaudithook(Tripwire(out, n))
         ingest(source, out, **SETTINGS)
 
-    return wait(fork(child)) == signal.SIGKILL
+    return wait(fork(child)) == -signal.SIGKILL
 
 
 def count_changes(source, out):

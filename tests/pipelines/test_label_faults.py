@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from benchmarks.faults_processes import ended
 from pipelines import label, verify
 from pipelines.command import execute
 from pipelines.schema import DataError
@@ -120,10 +121,6 @@ def start(cfg):
 def written(folder):
     """Files of `folder` so far, those in the making included."""
     return sum(1 for _ in folder.glob("*"))
-
-
-def ended(pid):
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def test_processes_killed_at_any_moment_lose_and_duplicate_nothing(world, tmp_path):  # noqa: F811
