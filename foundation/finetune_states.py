@@ -23,8 +23,9 @@ from foundation.checkpoints import Checkpoint, StepSeed, resume_path, step_of
 from foundation.envs import registry
 from foundation.evaluate import check_spaces, evaluate, load_policy, opened, protocol_of
 from foundation.finetuning.episodes import SIZES, Collector, Targets, floors, opened_worlds
+from foundation.finetuning.ppo import PPO
+from foundation.finetuning.ppo_states import SequencePPO, WindowsOnPolicy
 from foundation.finetuning.replay import OfflineToOnline
-from foundation.finetuning.td3_aux import TD3Aux
 from foundation.preemption import Preemption
 from foundation.training import fit_from, make_trainer, plain
 from pipelines import checkpoint
@@ -35,6 +36,7 @@ from pipelines.shards import ShardWriter
 from pipelines.trajectories import Spaces, write_episode
 from pipelines.trajectory_windows import Normalizer
 
+FIXED = {"noise": None, "target_factor": 1.0, "recent": 0}  # of an algo that does not say: samples, one target
 log = logging.getLogger("foundation-policy")
 
 
@@ -43,14 +45,12 @@ def main(cfg):
     folder, algo, tasks = run_folder(cfg), plain(cfg.algo), registry.tasks_of(cfg.task)
     if cfg.trainer.devices != 1:
         raise DataError(f"trainer.devices={cfg.trainer.devices}: RL runs in one process; choose trainer=cpu or gpu")
-    if not issubclass(get_class(algo["agent"]["_target_"]), TD3Aux):
-        raise DataError(f"algo={algo['name']} is for tasks of frames so far; on vectors use algo=td3_aux, odt or bc")
     with ExitStack() as stack:
         n = algo["stream"].pop("environments")
         worlds = opened_worlds(stack, tasks, n)
         bundle, data = begin(cfg, folder, worlds)
         start = resume_path(folder, cfg.resume, plain(cfg))
-        acting = {name: algo["stream"].pop(name) for name in ("noise", "target_factor", "recent")}
+        acting = {name: algo["stream"].pop(name, value) for name, value in FIXED.items()}
         asked = floors(worlds, bundle, data and data.data)
         targets = Targets(cfg.target, asked, acting["target_factor"], acting["recent"], bundle.statistics)
         quiet = dataclasses.replace(bundle, statistics=without_quantiles(bundle.statistics))
@@ -91,8 +91,7 @@ def begin(cfg, folder, worlds):
 def fresh(cfg, data, worlds):
     """Bundle of an untrained policy as configured in `policy_vectors`."""
     net = data.derive(plain(cfg.policy_vectors.net))
-    longest = [getattr(made[0], "episode_steps", None) or 0 for made in worlds.values()]
-    net["max_timestep"] = max([net["max_timestep"], *longest])
+    net["max_timestep"] = max([net["max_timestep"], *(limit(made[0]) for made in worlds.values())])
     policy = checkpoint.build(net)
     return checkpoint.Bundle(policy, None, None, data.fps, {"net": net, **data.contract()}, data.statistics(), "")
 
@@ -194,7 +193,9 @@ class Evaluations(Callback):
         place = self.stream.frames or trainer.global_step
         if place >= self.next:
             unit = "frames" if self.stream.frames else "updates"
-            trainer.logger.log_metrics(self.score(f"{place} {unit}", "evaluate"), step=trainer.global_step)
+            numbers = self.score(f"{place} {unit}", "evaluate")
+            row = {name: value for name, value in numbers.items() if not name.endswith("frames_per_second")}
+            trainer.logger.log_metrics(row, step=trainer.global_step)
             self.next = (place // self.every + 1) * self.every
 
     def state_dict(self):
@@ -209,8 +210,9 @@ class Evaluations(Callback):
 
 def fit(cfg, folder, algo, noise, bundle, data, worlds, targets, score, start=None):
     """Trains the policy of `bundle` in place -> flat numbers."""
-    agent = make_agent(algo["agent"], bundle)
-    collector = Collector(worlds, bundle, targets, noise, cfg.run.seed, device_of(cfg))
+    agent = make_agent(cfg, algo["agent"], bundle)
+    clip = not isinstance(agent, PPO)  # whose probabilities are those of what was drawn
+    collector = Collector(worlds, bundle, targets, noise, cfg.run.seed, device_of(cfg), clip)
     stream = make_stream(cfg, algo["stream"], agent, collector, bundle, data, worlds)
     experience = callbacks.Experience(stream, cfg.window)
     total = max(len(stream), 1)
@@ -235,27 +237,43 @@ def fit(cfg, folder, algo, noise, bundle, data, worlds, targets, score, start=No
     }
 
 
-def make_agent(settings, bundle):
-    settings = dict(settings)
-    delayed = bundle.config.get("condition") == "delayed"
-    return get_class(settings.pop("_target_"))(bundle.net, delayed=delayed, **settings)
+def make_agent(cfg, settings, bundle):
+    settings, delayed = dict(settings), bundle.config.get("condition") == "delayed"
+    target = get_class(settings.pop("_target_"))
+    if issubclass(target, PPO):
+        return SequencePPO(bundle.net, bundle.net if cfg.init else None, delayed=delayed, **settings)
+    return target(bundle.net, delayed=delayed, **settings)
 
 
 def make_stream(cfg, settings, agent, collector, bundle, data, worlds):
     """The stream of windows, all normalised and scaled as the policy's own statistics say."""
-    statistics = bundle.statistics
-    spaces, fps = Spaces.from_dict(bundle.config["spaces"]), next(iter(worlds.values()))[0].fps
-    if (cfg.data.length or 0) > bundle.net.context:
-        raise DataError(f"data.length={cfg.data.length}: the policy sees {bundle.net.context} steps")
+    statistics, net, made = bundle.statistics, bundle.net, next(iter(worlds.values()))
+    if (cfg.data.length or 0) > net.context:
+        raise DataError(f"data.length={cfg.data.length}: the policy sees {net.context} steps")
     options = {
-        "length": cfg.data.length or bundle.net.context, "gamma": cfg.data.gamma,
+        "length": cfg.data.length or net.context,
         "normalizer": Normalizer.from_dict(statistics) if "state_mean" in statistics else None,
-        "condition": "delayed" if agent.hparams.delayed else "return",
     }  # fmt: skip
+    common = {
+        "agent": agent, "collector": collector, "statistics": statistics, "fps": made[0].fps, "seed": cfg.run.seed,
+        "spaces": Spaces.from_dict(bundle.config["spaces"]), "max_timestep": net.max_timestep,
+    }  # fmt: skip
+    if isinstance(agent, PPO):
+        settings = dict(settings)
+        each = len(made) * max(settings.pop("chunk"), *(limit(one[0]) for one in worlds.values()))
+        settings |= {"iterations": -(-cfg.frames // each), "frames_each": each}
+        return WindowsOnPolicy(**common, options=options, **settings)
+    options |= {"gamma": cfg.data.gamma, "condition": "delayed" if agent.hparams.delayed else "return"}
+    offline = None if data is None else (data.data, data.weights)
     return OfflineToOnline(
-        agent, collector, None if data is None else (data.data, data.weights), options, statistics, spaces,
-        fps, cfg.run.seed, cfg.frames, cfg.data.batch_size, max_timestep=bundle.net.max_timestep, **settings,
-    )  # fmt: skip
+        **common, options=options, offline=offline, frames=cfg.frames, batch_size=cfg.data.batch_size, **settings
+    )
+
+
+def limit(world):
+    """Steps after which an environment cuts its episodes; 0 where it does not say."""
+    spec = getattr(getattr(world, "_env", None), "spec", None)
+    return getattr(world, "episode_steps", None) or getattr(spec, "max_episode_steps", None) or 0
 
 
 def device_of(cfg):

@@ -112,8 +112,7 @@ class PPO(LightningModule):
     def losses(self, batch):
         """-> (loss, metrics) of one minibatch."""
         h, mask = self.hparams, batch[MASK]
-        latent, _ = self.policy.latent(batch, batch["state"])
-        policy = self.policy.head(latent)
+        latent, policy = self.distribution(batch)
         log_prob = policy.log_prob(batch[ACTION])
         value = self.value(latent if h.value_gradient else latent.detach())
         actor = clipped_surrogate(log_prob, batch["old_log_prob"], batch["advantage"], h.clip, mask)
@@ -123,12 +122,21 @@ class PPO(LightningModule):
         metrics = {"loss/actor": actor, "loss/value": critic, "policy/entropy": entropy}
         metrics["policy/clip_fraction"] = clip_fraction(log_prob, batch["old_log_prob"], h.clip, mask)
         if self.prior is not None:
-            buttons, camera = batch["prior"]
-            prior = dataclasses.replace(policy, buttons_log_probs=buttons, camera_log_probs=camera)
-            kl, rho = kl_to_reference(prior, policy, mask), anchor_weight(h.kl, h.kl_decay, batch["iteration"])
+            kl = kl_to_reference(self.reference(batch, policy), policy, mask)
+            rho = anchor_weight(h.kl, h.kl_decay, batch["iteration"])
             loss = loss + rho * kl
             metrics |= {"policy/kl": kl, "policy/rho": torch.tensor(rho)}
         return loss, {"loss/total": loss, **metrics}
+
+    def distribution(self, batch):
+        """(latent [b t d], the policy's distribution) on a minibatch."""
+        latent, _ = self.policy.latent(batch, batch["state"])
+        return latent, self.policy.head(latent)
+
+    def reference(self, batch, policy):
+        """The prior's distribution on a minibatch, as `annotate` found it."""
+        buttons, camera = batch["prior"]
+        return dataclasses.replace(policy, buttons_log_probs=buttons, camera_log_probs=camera)
 
     def training_step(self, batch, _):
         loss, metrics = self.losses(batch)

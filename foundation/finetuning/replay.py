@@ -47,7 +47,7 @@ class Replay:
         return {"tags": list(self.tags), **{name: torch.from_numpy(getattr(data, name)) for name in names}}
 
     def load_state_dict(self, state):
-        """Comes twice, from our callback and from Lightning, which also keeps the state of what it draws batches from."""
+        """Comes twice: from our callback, and from Lightning, which keeps the state of its loaders."""
         self.arrays.clear()
         self.tags.clear()
         self.steps = 0

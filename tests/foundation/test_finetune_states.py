@@ -93,12 +93,18 @@ def test_several_tasks_take_turns_and_are_averaged(tmp_path):
     assert all(row["policy/entropy"] for row in rows if row["loss/total"])
 
 
+def test_ppo_on_vectors_keeps_to_what_it_is_asked(policy, tmp_path):
+    options = ["algo.stream.chunk=8", "algo.stream.minibatches=2", "algo.stream.epochs=2", "frames=110", "target=-100"]
+    summary, rows = finetuned(tmp_path, "algo=ppo", f"init={policy}", *options, "evaluate_before=false")
+    assert summary["finetune/train_frames"] == 120 and summary["finetune/updates"] == 8 == 4 * len(rows)
+    assert {float(row["target"]) for row in rows} == {-100.0} and rows[0]["policy/kl"]
+
+
 def test_user_errors_say_what_to_do(policy, shards, tmp_path):
     base, cart = [f"run.dir={tmp_path}", *TINY], [*TASK, "task.name=CartPole-v1"]
     for options, message in (
         (["algo=td3_aux", f"init={policy}", *TASK], "offline_share=0"),
         (["algo=bc"], "algo=bc is for tasks of vectors"),
-        (["algo=ppo", *TASK], "use algo=td3_aux, odt or bc"),
         (["algo=bc", f"init={policy}", f"data.train={shards}", *cart], "the task CartPole-v1 has"),
         (["algo=bc", f"data.train={shards}", *cart], "holds Spaces"),
         (["algo=bc", f"init={policy}", f"data.train={shards}", *TASK, "data.length=9"], "sees 4 steps"),
