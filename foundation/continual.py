@@ -199,7 +199,7 @@ def stage_config(cfg, stage, task, name, before, first):
 
 def data_config(cfg, name):
     data = plain(cfg.data)
-    return {**data, "where": {**data["where"], "task": name}}
+    return {**data, "where": {**(data["where"] or {}), "task": name}}
 
 
 # what is there
