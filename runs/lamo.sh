@@ -48,4 +48,4 @@ for episodes in ${EPISODES:-5 15 50 100}; do
   done
 done
 once $out/baselines python -m foundation.evaluate task=reacher2d policy=player baselines=[random,noop] episodes=$played
-python -m foundation.report runs=[$out] out=$out/report.html title=LaMo
+python -m foundation.report run.dir=$out/report runs=[$out] out=$out/report.html title=LaMo
