@@ -37,4 +37,4 @@ for name in ${METHODS:-l2m l2m_oracle l2m_sticky continual_full continual_last_l
     *) run $name method=$name ;;
   esac
 done
-python -m foundation.report runs=[$out] out=$out/report.html title="L2M in miniature" run.dir=$out/report
+python -m foundation.report runs=[$out] out=$out/report.html title=L2M run.dir=$out/report
