@@ -53,11 +53,11 @@ class Factor(nn.Module):
 class Modulated(nn.Module):
     """policy(window) -> (distribution, (slots int [b], similarity [b] of their keys to the query)); acts as the base.
 
-    base: a DecisionTransformer with state tokens of their own; nothing of it is trained. slots: in the pool; tasks: that
-    it can be trained on. select: cosine | sticky = when acting, the slot that was the nearest most often in the episode
-    | oracle = the nearest of the task's own slots, equal blocks of the pool; the task is `task` of the window, or of
-    `now`, int [b] (-1: none, the frozen policy), else the one in training. spread: bound of A's initial values in units
-    of 1 / sqrt(inputs), LoRA's own; the release's is about .06.
+    base: a DecisionTransformer with state tokens of their own; nothing of it is trained. slots: in the pool; tasks:
+    that it can be trained on. select: cosine | sticky = when acting, the slot that was the nearest most often in
+    the episode | oracle = the nearest of the task's own slots, equal blocks of the pool; the task is `task` of the
+    window, or of `now`, int [b] (-1: none, the frozen policy), else the one in training. spread: bound of A's
+    initial values in units of 1 / sqrt(inputs), LoRA's own; the release's is about .06.
     """
 
     def __init__(self, base, slots=30, tasks=10, kind="lora", rank=8, alpha=16, spread=1.0, select="cosine"):

@@ -86,7 +86,7 @@ def test_null_keys_mean_none_and_are_noted(write):
 
 
 def test_a_row_without_keys_is_refused_as_misspelt(write):
-    with pytest.raises(LogError, match="line 2 has no \"keys\", only .'key', 'mouse'."):
+    with pytest.raises(LogError, match=r"line 2 has no .keys., only ..key., .mouse."):
         read_recording(write([{"key": ["use"], "mouse": [0, 0]}]))
 
 
