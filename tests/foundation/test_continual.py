@@ -14,7 +14,7 @@ from tests.foundation.test_resume import Killed, kill  # noqa: F401
 from tests.foundation.vector_world import Push, write_pushes
 
 TASKS = ("pull", "draw")  # pull is the opposite of draw and of what was pretrained
-TINY = ["method.net.width=32", "method.net.layers=1", "method.net.heads=2", "method.net.context=4"]
+TINY = ["method.net.width=32", "method.net.layers=2", "method.net.heads=2", "method.net.context=4"]
 
 
 def run(command, name, *overrides):
@@ -27,7 +27,7 @@ def start(tmp_path_factory):
     """(policy pretrained on pushing, shards of the tasks to come)"""
     root = tmp_path_factory.mktemp("start")
     shards = write_pushes(root / "pushes"), write_pushes(root / "tasks", seed=1, tasks=TASKS)
-    learn = ["steps=150", "method.optimizer.lr=3e-3", "method.optimizer.warmup_steps=10", "method.net.dropout=0"]
+    learn = ["steps=250", "method.optimizer.lr=3e-3", "method.optimizer.warmup_steps=10", "method.net.dropout=0"]
     run(pretrain, "pretrain", "method=mddt", f"data.train={shards[0]}", f"run.dir={root / 'mddt'}",
         "data.batch_size=32", *TINY, *learn)  # fmt: skip
     return root / "mddt", shards[1]
@@ -42,7 +42,7 @@ def sequence(start, monkeypatch):
         options = [
             f"method={method}", f"init={start[0]}", f"data.train={start[1]}", f"run.dir={folder}", "task=gym_mujoco",
             f"task.name=[{','.join(TASKS)}]", "pretrained=[push]", "metric=return", "episodes=6", "target=6",
-            "steps=100", "checkpoint_every=50", "data.batch_size=32", "method.optimizer.lr=5e-3", "data.length=4",
+            "steps=120", "checkpoint_every=40", "data.batch_size=32", "method.optimizer.lr=5e-3", "data.length=4",
         ]  # fmt: skip
         return run(continual, "continual", *options, *overrides)
 
@@ -86,7 +86,7 @@ def test_training_everything_forgets(sequence, tmp_path):
 
 
 def test_modulation_spares_the_slots_of_the_first_task(sequence, tmp_path):
-    options = ["method.net.slots=4", "method.net.tasks=2", "method.net.rank=4"]
+    options = ["method.net.slots=16", "method.net.tasks=2", "method.net.rank=4"]
     summary = sequence("l2m", tmp_path, *options)
     assert 0 <= summary["selection_accuracy"] <= 1
     first, last = (hub.load(tmp_path / name).net for name in ("01-pull", "02-draw"))
