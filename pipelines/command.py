@@ -58,10 +58,11 @@ def command(name):
             state["composing"] = True
             try:
                 return entry(*arguments)
-            except (*USER_ERRORS, HydraException, yaml.YAMLError, UnicodeDecodeError) as error:
-                if "debug=true" in sys.argv or (isinstance(error, UnicodeDecodeError) and not state["composing"]):
+            except Exception as error:
+                known = isinstance(error, (*USER_ERRORS, HydraException))
+                if "debug=true" in sys.argv or not (known or state["composing"]):
                     raise
-                where = "a config is no text: " if isinstance(error, UnicodeDecodeError) else ""
+                where = "" if known else f"the config files cannot be read ({type(error).__name__}): "
                 print(f"\n{name}: {where}{error}\n", file=sys.stderr)
                 sys.exit(getattr(error, "status", 2))
 

@@ -46,7 +46,7 @@ def test_what_a_damaged_group_lacks_is_named():
     assert not list(wrong_kinds({"method": {"lr": "auto"}}, loosened(written, anything=True)))
 
 
-@pytest.mark.parametrize("damage", [b"\x9c", b"run: {dir: ", b"a: [1\n", b"\0"])
+@pytest.mark.parametrize("damage", [b"\x9c", b"run: {dir: ", b"a: [1\n", b"\0", b"\nhydra:\n"])
 def test_a_damaged_config_is_told_as_such(tmp_path, monkeypatch, capsys, damage):
     folder = shutil.copytree(CONFIGS, tmp_path / "configs")
     path = Path(folder, "peek.yaml")
