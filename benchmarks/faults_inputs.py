@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.faults_kinds import CORRECT, OTHER, PART, REJECTED, SILENT
+from benchmarks.faults_kinds import CORRECT, OTHER, PART, REFUSED, REJECTED, SILENT
 from benchmarks.faults_mutations import mutate
 from benchmarks.faults_processes import fork, reap, wait
 from benchmarks.faults_readers import Configs, Films, Logs, Runs
@@ -76,8 +76,8 @@ def answer(kind, home, root):
     """What a kind's readers say of the undamaged folder, read where damaged ones will be."""
     copy = copied(home, root / "whole" / kind.name)
     outcome, result = isolated(lambda: kind.read(home if isinstance(kind, Checkpoints) else copy), root / "log")
-    if outcome != "answer":
-        raise RuntimeError(f"{kind.name}: {home} cannot be read undamaged: {outcome} {result}")
+    if outcome != "answer" or REFUSED in repr(result):
+        raise RuntimeError(f"{kind.name}: {home} cannot be read undamaged: {outcome} {result!r:.2000}")
     return result
 
 

@@ -52,20 +52,20 @@ class Kind:
         return CORRECT if got == expected else SILENT
 
 
-def run_ingest(folder, **changes):
-    """Ingests a folder into `folder/out` -> {note: how often}. DataError with the reasons if nothing was kept."""
+def run_ingest(videos, out=None):
+    """Ingests a folder into `out` or `<videos>/out` -> {note: how often}. DataError if nothing was kept."""
+    out = out or videos / "out"
     cfg = copy.deepcopy(compose("ingest", *INGEST, "workers=0"))
-    places = {"videos": str(folder), "out": f"{folder / 'out'}", "run": {"dir": f"{folder / 'run'}"}}
-    cfg.merge_with(OmegaConf.create({**places, **changes}))
+    cfg.merge_with(OmegaConf.create({"videos": str(videos), "out": str(out), "run": {"dir": f"{out}-run"}}))
     try:
         execute(ingest.main.function, cfg)
     except DataError:
-        check_codes(folder / "out")
+        check_codes(out)
         raise
-    check_codes(folder / "out")
-    if damage := verify.check(folder / "out").damage:
+    check_codes(out)
+    if damage := verify.check(out).damage:
         raise Crash(f"ingest made damaged shards: {damage}")
-    records = [json.loads(path.read_text()) for path in (folder / "out" / "units").iterdir()]
+    records = [json.loads(path.read_text()) for path in (out / "units").iterdir()]
     return {note: n for record in records for note, n in record["notes"].items()}
 
 
