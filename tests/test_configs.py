@@ -125,7 +125,8 @@ def shrink(method):
     """Overrides that make a method's net and windows tiny; what its YAML derives from another value is left to it."""
     raw = compose("pretrain", f"method={method}")
     net, data = raw.method.net, raw.data
-    values = {f"method.net.{name}": value for name, value in TINY_NET.items() if name in net and literal(net, name)}
+    own = [name for name in TINY_NET if name in net and literal(net, name) and net[name] is not None]
+    values = {f"method.net.{name}": TINY_NET[name] for name in own}
     if "channels" in net:
         values["method.net.channels"] = [4] * len(net.channels)
     values |= {f"data.{name}": 16 for name in ("length", "stride") if name in data and literal(data, name)}
