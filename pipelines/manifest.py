@@ -257,7 +257,8 @@ def whole_unit(parts):
     first = parts[0]
     chain = [parts.get(number) for number in range(min(first.get("parts", 1), len(parts)))]
     same = all(p is not None and all(p.get(k) == first.get(k) for k in ("unit", "parts", "set")) for p in chain)
-    return chain if same and len(chain) == first.get("parts", 1) else None
+    placed = same and all(part.get("part", number) == number for number, part in enumerate(chain))
+    return chain if placed and len(chain) == first.get("parts", 1) else None
 
 
 def finished(root, prefix, unit):

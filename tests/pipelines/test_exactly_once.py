@@ -237,6 +237,17 @@ def test_a_damaged_record_is_not_believed(source, whole, tmp_path):
     assert files(out) == whole
 
 
+def test_a_manifest_in_the_place_of_another_is_made_again(source, whole, tmp_path):
+    out = tmp_path / "out"
+    ingest(source, out, **SETTINGS)
+    first, second = sorted(out.glob("clips-*-0000[01].json"))[:2]
+    shutil.copy(second, first)
+    with pytest.raises(DataError, match="is not whole"):
+        Shards(out)
+    ingest(source, out, **SETTINGS)
+    assert files(out) == whole
+
+
 def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path, monkeypatch):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
