@@ -106,7 +106,7 @@ class Cluster:
             self.run("slurmd", "-c", "-f", self.conf, "-N", host, timeout=120)
             until(self._is_ready, 120)
         except (RuntimeError, TimeoutError, subprocess.TimeoutExpired) as error:
-            self.stop()
+            self._end()
             raise RuntimeError(f"Slurm does not start: {error}\n{self._logs()}") from error
         return self
 
@@ -134,6 +134,9 @@ class Cluster:
                 until(lambda: not self.ask("squeue", "-h").stdout, 120)
             except TimeoutError:
                 print(f"jobs outlive their Slurm:\n{self.ask('squeue').stdout}", file=sys.stderr)
+        self._end()
+
+    def _end(self):
         for name in DAEMONS:
             for pid in self._daemon(name):
                 end(pid)
