@@ -104,9 +104,9 @@ class SequenceActor:
     """Acts on vectors with a sequence policy of a hub folder, which is asked for a return.
 
     What came is taken off what is asked for: condition = (target - rewards so far) / scale, or, with a policy trained
-    on condition=delayed, target / scale throughout. target: a return, "q0.9" = that quantile of the training data's
-    returns, None = q0.9. States are normalised as in training. A policy of several tasks has scales, quantiles and
-    normalisers of its own for each, chosen by the `tags` of the environments.
+    on condition=delayed, target / scale throughout; on condition=none, 0. target: a return, "q0.9" = that quantile of
+    the training data's returns, None = q0.9. States are normalised as in training. A policy of several tasks has
+    scales, quantiles and normalisers of its own for each, chosen by the `tags` of the environments.
     """
 
     def __init__(self, bundle, target=None, seed=0, greedy=True, device="cpu"):
@@ -114,7 +114,7 @@ class SequenceActor:
         self.spaces = Spaces.from_dict(bundle.config["spaces"])
         self.scale = float(bundle.statistics.get("returns_scale", 1.0))
         self.target, self.wanted, self.statistics = target_return(target, bundle.statistics), target, bundle.statistics
-        self.delayed = bundle.config.get("condition") == "delayed"
+        self.condition = bundle.config.get("condition", "return")
         self.normalizer = Normalizer.from_dict(bundle.statistics) if "state_mean" in bundle.statistics else None
 
     def start(self, slots):
@@ -142,12 +142,14 @@ class SequenceActor:
     @torch.no_grad()
     def act(self, frame):
         """Frame of b environments -> b actions."""
-        self.asked = np.where(frame.first, self.targets, self.asked - (0.0 if self.delayed else frame.reward))
+        came = frame.reward if self.condition == "return" else 0.0
+        self.asked = np.where(frame.first, self.targets, self.asked - came)
+        told = self.asked / self.scales * (self.condition != "none")
         self.timestep = np.where(frame.first, 0, self.timestep + 1)
         states = frame.observation if self.normalizer is None else self.normalizer(frame.observation, self.rows)
         now = {
             OBSERVATION: torch.from_numpy(np.asarray(states, np.float32)),
-            CONDITION: torch.from_numpy((self.asked / self.scales).astype(np.float32))[:, None],
+            CONDITION: torch.from_numpy(told.astype(np.float32))[:, None],
             TIMESTEP: torch.from_numpy(self.timestep.clip(max=self.policy.max_timestep - 1)),
             ACTION: self.action, REWARD: torch.from_numpy((frame.reward / self.scales).astype(np.float32))[:, None],
         }  # fmt: skip

@@ -238,11 +238,11 @@ def fit(cfg, folder, algo, noise, bundle, data, worlds, targets, score, start=No
 
 
 def make_agent(cfg, settings, bundle):
-    settings, delayed = dict(settings), bundle.config.get("condition") == "delayed"
+    settings, condition = dict(settings), bundle.config.get("condition", "return")
     target = get_class(settings.pop("_target_"))
     if issubclass(target, PPO):
-        return SequencePPO(bundle.net, bundle.net if cfg.init else None, delayed=delayed, **settings)
-    return target(bundle.net, delayed=delayed, **settings)
+        return SequencePPO(bundle.net, bundle.net if cfg.init else None, condition=condition, **settings)
+    return target(bundle.net, condition=condition, **settings)
 
 
 def make_stream(cfg, settings, agent, collector, bundle, data, worlds):
@@ -263,7 +263,7 @@ def make_stream(cfg, settings, agent, collector, bundle, data, worlds):
         each = len(made) * max(settings.pop("chunk"), *(limit(one[0]) for one in worlds.values()))
         settings |= {"iterations": -(-cfg.frames // each), "frames_each": each}
         return WindowsOnPolicy(**common, options=options, **settings)
-    options |= {"gamma": cfg.data.gamma, "condition": "delayed" if agent.hparams.delayed else "return"}
+    options |= {"gamma": cfg.data.gamma, "condition": agent.hparams.condition}
     offline = None if data is None else (data.data, data.weights)
     return OfflineToOnline(
         **common, options=options, offline=offline, frames=cfg.frames, batch_size=cfg.data.batch_size, **settings

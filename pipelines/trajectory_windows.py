@@ -229,7 +229,8 @@ class EpisodeWindows(Dataset):
     float32 [b t] = MASK.
 
     condition: "return" = return-to-go / scale; "delayed" = the same if all reward came at the end, that is the whole
-    return / scale (REWARD stays as recorded); an array [N c]; or a callable: int64 [b t] steps -> [b t c].
+    return / scale (REWARD stays as recorded); "none" = 0, imitation without a command; an array [N c]; or a callable:
+    int64 [b t] steps -> [b t c].
     Use with `DataLoader(windows, batch_sampler=WindowSampler(...), collate_fn=as_is)`.
     """
 
@@ -248,8 +249,10 @@ class EpisodeWindows(Dataset):
         if callable(condition):
             return condition
         if isinstance(condition, str):
-            if condition not in ("return", "delayed"):
-                raise DataError(f"condition={condition!r}: expected return, delayed, an array or a callable")
+            if condition not in ("return", "delayed", "none"):
+                raise DataError(f"condition={condition!r}: expected return, delayed, none, an array or a callable")
+            if condition == "none":
+                return np.zeros((n, 1), np.float32)
             delayed = condition == "delayed"
             to_go = np.repeat(self.data.returns, self.data.lengths) if delayed else self.data.returns_to_go(gamma)
             return (to_go / np.repeat(self.scale, self.data.lengths)).astype(np.float32)[:, None]

@@ -23,9 +23,9 @@ from pipelines.trajectory_windows import EpisodeWindows, returns_of
 class SequencePPO(PPO):
     """PPO whose minibatches are windows: no memory is carried, so the prior looks at the window too."""
 
-    def __init__(self, policy, pretrained=None, delayed=False, **options):
+    def __init__(self, policy, pretrained=None, condition="return", **options):
         super().__init__(policy, pretrained, **options)
-        self.save_hyperparameters({"delayed": delayed})
+        self.save_hyperparameters({"condition": condition})
         if policy.log_std is not None:
             policy.log_std.requires_grad_(True)
 
@@ -111,7 +111,7 @@ class WindowsOnPolicy(IterableDataset):
         targets = [target for episodes, _, target in self.played for _ in episodes]
         self.data = stack_episodes(arrays, tags, self.spaces, self.fps)
         scales = [returns_of(one, self.statistics).get("returns_scale", 1.0) for one in tags]
-        asked = commanded(self.data, targets, scales, self.agent.hparams.delayed)
+        asked = commanded(self.data, targets, scales, self.agent.hparams.condition)
         options = {**self.options, "condition": asked, "gamma": 1.0}
         self.windows = EpisodeWindows(self.data, scale=scales, following=False, **options)
         self.real = torch.ones(len(self.data.reward), dtype=torch.bool)
@@ -179,12 +179,17 @@ def longer(arrays):
     return {**more, OBSERVATION: np.concatenate([arrays[OBSERVATION], last[None]]), FINAL_OBSERVATION: last}
 
 
-def commanded(data, targets, scales, delayed):
-    """What was asked for at each step, float32 [N 1]: the target less what came before, divided by the scale."""
+def commanded(data, targets, scales, condition="return"):
+    """What was asked for at each step, float32 [N 1]: the target less what came before, divided by the scale.
+
+    condition: "delayed" = nothing is taken off; "none" = zeros.
+    """
     asked = np.zeros((len(data.reward), 1), np.float32)
+    if condition == "none":
+        return asked
     for e, (a, b) in enumerate(zip(data.offsets, data.offsets[1:], strict=False)):
         came = np.concatenate([[0.0], np.cumsum(data.reward[a : b - 1], dtype=np.float64)])
-        asked[a:b, 0] = (targets[e] - (0.0 if delayed else came)) / scales[e]
+        asked[a:b, 0] = (targets[e] - (came if condition == "return" else 0.0)) / scales[e]
     return asked
 
 

@@ -39,9 +39,9 @@ from pipelines.schema import (
 
 
 class TD3Aux(LightningModule):
-    """`policy` learns. delayed: it is told the whole return at every step, not what is still to come."""
+    """`policy` learns. condition: what it is told, as `EpisodeWindows` has it (return | delayed | none)."""
 
-    def __init__(self, policy, delayed=False, loss="mse", imitation=1.0, imitation_decay=1.0,
+    def __init__(self, policy, condition="return", loss="mse", imitation=1.0, imitation_decay=1.0,
                  alpha=0.1, normalise_q=True, positions="all", temperature=0.0, temperature_lr=1e-4,
                  target_entropy=None, lr=1e-4, weight_decay=1e-4, critic_lr=3e-4, critic=None, gamma=0.99, tau=0.005,
                  smoothing=0.2, smoothing_clip=0.5, actor_every=2, critic_updates=0, reward_scale=1.0):  # fmt: skip
@@ -98,7 +98,7 @@ class TD3Aux(LightningModule):
 
     def following(self, batch):
         """The window one step later: its states are the next ones, what came is taken off what is asked for."""
-        condition = batch[CONDITION] - (0.0 if self.hparams.delayed else batch[SCALED_REWARD][..., None])
+        condition = batch[CONDITION] - (batch[SCALED_REWARD][..., None] if self.hparams.condition == "return" else 0.0)
         action = batch[ACTION]
         action = torch.cat([action[:, 1:], torch.zeros_like(action[:, :1])], 1)  # the last one is not looked at
         timestep = (batch[TIMESTEP] + 1).clamp(max=self.policy.max_timestep - 1)

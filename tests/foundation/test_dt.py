@@ -92,15 +92,18 @@ def test_auxiliary_predictions_and_discrete_actions_train(pushes, tmp_path):
         train(pushes, tmp_path / "half", "steps=3", "method.net.auxiliary=true")
 
 
-@pytest.mark.parametrize("layout", ["interleaved", "merged"])
-def test_delayed_reward_is_asked_for_throughout(pushes, tmp_path, layout):
-    train(pushes, tmp_path, "steps=2", "data.condition=delayed", f"method.net.layout={layout}")
+@pytest.mark.parametrize(
+    ("condition", "layout"), [("delayed", "interleaved"), ("delayed", "merged"), ("none", "interleaved")]
+)
+def test_what_is_asked_for_stays_the_same(pushes, tmp_path, condition, layout):
+    train(pushes, tmp_path, "steps=2", f"data.condition={condition}", f"method.net.layout={layout}")
     bundle = hub.load(tmp_path)
     actor, seen = SequenceActor(bundle, 4.0), []
     step = actor.policy.step
     actor.policy.step = lambda now, first, state: (seen.append(float(now["condition"])), step(now, first, state))[1]
     play(actor, [Push()], [0])
-    assert set(seen) == {4.0 / np.float32(bundle.statistics["returns_scale"])} or np.ptp(seen) == 0
+    wanted = 4.0 / bundle.statistics["returns_scale"] if condition == "delayed" else 0.0
+    assert seen == [pytest.approx(wanted)] * len(seen) and seen
 
 
 def test_targets(caplog):

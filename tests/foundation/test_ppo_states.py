@@ -63,7 +63,7 @@ def test_the_condition_is_what_was_asked_when_acting():
     asked = (6.0 - np.concatenate([[0.0], np.cumsum(first)])) / 8.0
     np.testing.assert_allclose(stream.windows.condition[: LENGTH + 1, 0], asked, atol=1e-5)
     assert batch[CONDITION].shape[-1] == 1 and len(tags) == 6 and target == 6.0
-    same = commanded(stream.data, [4.0] * 6, [8.0] * 6, delayed=True)
+    same = commanded(stream.data, [4.0] * 6, [8.0] * 6, "delayed")
     assert (same == 0.5).all()
 
 

@@ -189,6 +189,7 @@ def test_conditions():
         return EpisodeWindows(data, 2, condition=condition).__getitems__([0, 2])["condition"]
 
     assert ask("delayed")[..., 0].tolist() == [[3, 3], [4, 0]]
+    assert ask("none").shape == (2, 2, 1) and not ask("none").any()
     goals = np.arange(6, dtype=np.float32).reshape(3, 2)
     assert ask(goals).tolist() == [[[0, 1], [2, 3]], [[4, 5], [0, 0]]]
     assert ask(lambda rows: rows[..., None]).tolist() == [[[0], [1]], [[2], [0]]]
