@@ -150,13 +150,26 @@ def score(task, bundle, cfg, prefix):
         overrides |= {} if bundle is None else {"size": bundle.size}
         overrides |= {"privileged": True} if "player" in (cfg.policy, *cfg.baselines) else {}
     with opened(task, min(cfg.environments, protocol["episodes"]), **overrides) as worlds:
-        actor = sequence_actor(bundle, worlds[0], cfg) if vectors else frame_actor(bundle, worlds[0], cfg)
         film = Film(cfg.video, codec_for(bundle, worlds[0]).spec) if cfg.video else None
-        numbers = evaluate(actor, worlds, protocol, "policy", prefix, film)
+        if vectors:
+            numbers = score_targets(bundle, worlds, protocol, cfg, prefix)
+        else:
+            numbers = evaluate(frame_actor(bundle, worlds[0], cfg), worlds, protocol, "policy", prefix, film)
         for name in cfg.baselines:
             numbers |= evaluate(baseline(name, worlds[0]), worlds, protocol, name, f"{prefix}/{name}")
         if film:
             numbers[f"{prefix}/videos"] = film.write(Path(cfg.run.dir), worlds[0].fps)
+    return numbers
+
+
+def score_targets(bundle, worlds, protocol, cfg, prefix):
+    """Numbers of a policy on vectors that is asked for `cfg.target`; of a list, for each, as `<prefix>/target=<t>/...`."""
+    if not OmegaConf.is_list(cfg.target):
+        return evaluate(sequence_actor(bundle, worlds[0], cfg, cfg.target), worlds, protocol, "policy", prefix)
+    numbers = {}
+    for target in cfg.target:
+        actor, name = sequence_actor(bundle, worlds[0], cfg, target), f"target={target}"
+        numbers |= evaluate(actor, worlds, protocol, name, f"{prefix}/{name}")
     return numbers
 
 
@@ -177,13 +190,13 @@ def frame_actor(bundle, world, cfg):
     return PolicyActor(bundle.net.to(cfg.device), codec_for(bundle, world), cfg.run.seed, bool(cfg.greedy), cfg.device)
 
 
-def sequence_actor(bundle, world, cfg):
-    """The policy asked for `cfg.target`, or a baseline; DataError if the policy was made for other spaces."""
+def sequence_actor(bundle, world, cfg, target=None):
+    """The policy asked for `target`, or a baseline; DataError if the policy was made for other spaces."""
     if bundle is None:
         return baseline(cfg.policy, world)
     check_spaces(bundle, world, cfg.policy, cfg.task.name)
     targets = bundle.statistics.get("targets", {})  # what fine-tuning asked for last
-    target = targets.get(world.tags["task"]) if cfg.target is None else cfg.target
+    target = targets.get(world.tags["task"]) if target is None else target
     return SequenceActor(bundle, target, cfg.run.seed, cfg.greedy is not False, cfg.device)
 
 

@@ -3,8 +3,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from foundation import hub, pretrain
+from foundation import evaluate, hub, pretrain
 from foundation.actors import SequenceActor, UniformActor, target_return
+from foundation.envs import registry
 from foundation.evaluate import play
 from foundation.pretraining.trajectory_data import TrajectoryData
 from pipelines.command import CONFIGS, execute
@@ -49,6 +50,14 @@ def test_the_policy_does_what_is_asked_for(learned):
     assert max(abs(a - b) for a, b in zip(got, targets, strict=True)) < 1.5
     random = play(UniformActor(SPACES), [Push() for _ in range(5)], list(range(20)))
     assert got[-1] > np.mean([episode.returns for episode in random]) + 3
+
+
+def test_a_list_of_targets_is_played_through(learned, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "make", lambda task, seed=None, **options: Push())
+    asked = ["task=reacher2d", f"policy={learned[0]}", "target=[-6,6]", "episodes=4", f"run.dir={tmp_path}", "baselines=[]"]
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        numbers = execute(evaluate.main.function, compose("evaluate", asked))
+    assert numbers["evaluate/target=-6/return"] < -3 and numbers["evaluate/target=6/return"] > 3
 
 
 def test_held_out_error_beats_the_mean_action(learned, pushes):
