@@ -9,6 +9,7 @@ import platform
 import shlex
 import sys
 import time
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -151,16 +152,35 @@ def execute(function, cfg):
     start = time.monotonic()
     folder = run_folder(cfg)
     writes = "trainer" not in cfg or first_process()  # only training starts several processes for one run.dir
-    if writes:
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-        (folder / "machine.json").write_text(json.dumps({"command": command_line(), **machine()}, indent=1) + "\n")
-    summary = dict(function(cfg) or {})
     if not writes:
-        return summary
+        return dict(function(cfg) or {})
+    with described(folder, cfg):
+        summary = dict(function(cfg) or {})
     summary["minutes"] = round((time.monotonic() - start) / 60, 3)
     write_summary(folder / "summary.json", summary)
     log.info("summary: %s", folder / "summary.json")
     return summary
+
+
+@contextmanager
+def described(folder, cfg):
+    """Writes `config.yaml` and `machine.json`; a command that then fails leaves those of an earlier one there instead.
+
+    So they describe the run whose results the folder holds, unless there is none.
+    """
+    texts = {
+        "config.yaml": OmegaConf.to_yaml(cfg, resolve=True),
+        "machine.json": json.dumps({"command": command_line(), **machine()}, indent=1) + "\n",
+    }
+    earlier = {name: (folder / name).read_bytes() for name in texts if (folder / name).is_file()}
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    try:
+        yield
+    except Exception:
+        for name, content in earlier.items():
+            (folder / name).write_bytes(content)
+        raise
 
 
 def first_process():

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from pipelines import peek as command
-from pipelines.command import CONFIGS, kind, lacking, loosened, wrong_kinds
+from pipelines.command import CONFIGS, execute, kind, lacking, loosened, wrong_kinds
+from pipelines.schema import DataError
 
 
 def peek(*overrides):
@@ -56,3 +58,26 @@ def test_a_damaged_config_is_told_as_such(tmp_path, monkeypatch, capsys, damage)
         command.main()
     assert stop.value.code == 2
     assert "peek: " in capsys.readouterr().err
+
+
+def test_a_command_that_fails_leaves_the_description_of_an_earlier_run(tmp_path):
+    def run(value, error=None):
+        def function(cfg):
+            if error:
+                raise error
+            return {"value": cfg.value}
+
+        return execute(function, OmegaConf.create({"run": {"dir": str(tmp_path)}, "value": value}))
+
+    with pytest.raises(DataError):
+        run(0, DataError("refused"))
+    assert OmegaConf.load(tmp_path / "config.yaml").value == 0  # there was nothing to keep
+    run(1)
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert kept.keys() == {"config.yaml", "machine.json", "summary.json"}
+    for error in (DataError("refused"), TypeError("a crash")):
+        with pytest.raises(type(error)):
+            run(2, error)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
+    run(2)
+    assert OmegaConf.load(tmp_path / "config.yaml").value == 2
