@@ -163,7 +163,7 @@ def score(task, bundle, cfg, prefix):
 
 
 def score_targets(bundle, worlds, protocol, cfg, prefix):
-    """Numbers of a policy on vectors that is asked for `cfg.target`; of a list, for each, as `<prefix>/target=<t>/...`."""
+    """A policy on vectors, asked for `cfg.target`; of a list, for each, under `<prefix>/target=<t>`."""
     if not OmegaConf.is_list(cfg.target):
         return evaluate(sequence_actor(bundle, worlds[0], cfg, cfg.target), worlds, protocol, "policy", prefix)
     numbers = {}

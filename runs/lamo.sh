@@ -31,8 +31,7 @@ arm() {  # arm <episodes> <name> <overrides ...>: train with every seed, play wi
   for seed in ${SEEDS:-0 1 2 3 4}; do
     local folder=$out/episodes$episodes/$name/seed$seed
     once $folder python -m foundation.pretrain experiment=lamo_reacher2d data.train=$out/data/train data.validation=$out/data/heldout data.episodes=$episodes run.seed=$seed $size "$@" $more
-    once $folder/target76 python -m foundation.evaluate task=reacher2d policy=$folder target=76 episodes=$played baselines=[]
-    once $folder/quantile python -m foundation.evaluate task=reacher2d policy=$folder target=q0.9 episodes=$played baselines=[]
+    once $folder/played python -m foundation.evaluate task=reacher2d policy=$folder target=[76,q0.9] episodes=$played baselines=[]
   done
 }
 for episodes in ${EPISODES:-5 15 50 100}; do

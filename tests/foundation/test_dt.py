@@ -54,9 +54,10 @@ def test_the_policy_does_what_is_asked_for(learned):
 
 def test_a_list_of_targets_is_played_through(learned, tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "make", lambda task, seed=None, **options: Push())
-    asked = ["task=reacher2d", f"policy={learned[0]}", "target=[-6,6]", "episodes=4", f"run.dir={tmp_path}", "baselines=[]"]
+    asked = ["task=reacher2d", "target=[-6,6]", "episodes=4", "baselines=[]"]
     with initialize_config_dir(CONFIGS, version_base="1.3"):
-        numbers = execute(evaluate.main.function, compose("evaluate", asked))
+        cfg = compose("evaluate", [*asked, f"policy={learned[0]}", f"run.dir={tmp_path}"])
+    numbers = execute(evaluate.main.function, cfg)
     assert numbers["evaluate/target=-6/return"] < -3 and numbers["evaluate/target=6/return"] > 3
 
 
