@@ -28,7 +28,8 @@ class Variant:
 def variants(settings):
     """[(Variant, its share of the episodes)] of the `states` block of the collect config."""
     behaviour = "scripted" if settings["behaviour"] == "expert" else settings["behaviour"]
-    base, mix = Variant(behaviour, scale=float(settings["scale"])), settings["mix"]
+    scales = settings["scale"] if isinstance(settings["scale"], (list, tuple)) else [settings["scale"]]
+    base, mix = Variant(behaviour), settings["mix"]
     if isinstance(mix, dict) and mix:
         named = {"scripted" if name == "expert" else name: share for name, share in mix.items()}
         found = [(replace(base, behaviour=name), share) for name, share in named.items()]
@@ -37,6 +38,7 @@ def variants(settings):
     else:
         noisy = settings["noisy"] if settings["noise"] else 0.0
         found = [(base, 1 - noisy), (replace(base, noise=float(settings["noise"])), noisy)]
+    found = [(replace(one, scale=float(scale)), share / len(scales)) for one, share in found for scale in scales]
     bad = [share for _, share in found if not 0 <= share <= 1]
     bad += [variant.noise for variant, _ in found if not variant.noise >= 0]
     kinds = {variant.behaviour for variant, _ in found}

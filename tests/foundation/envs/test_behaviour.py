@@ -39,6 +39,8 @@ def test_variants_take_turns_by_their_shares():
     assert names(4, noise=0.0) == ["scripted"] * 4
     assert names(4, noisy=1.0, scale=0.5) == ["scripted*0.5+0.3"] * 4
     assert names(3, mix=[0, 0.3, 0.6]) == ["scripted", "scripted+0.3", "scripted+0.6"]
+    assert names(4, scale=[0.1, 1], noise=0.0) == ["scripted*0.1", "scripted"] * 2
+    assert sorted(names(4, scale=[0.1, 1])) == ["scripted", "scripted*0.1", "scripted*0.1+0.3", "scripted+0.3"]
     assert names(2, behaviour="expert", noise=0.0) == ["scripted"] * 2
     mixed = names(100, mix={"expert": 0.05, "random": 0.95})
     assert mixed.count("scripted") == 5
@@ -49,7 +51,7 @@ def test_variants_take_turns_by_their_shares():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"behaviour": "player"}, {"noise": -1.0}, {"noisy": 2.0}, {"mix": {"novice": 1.0}}, {"mix": {"random": 0.0}}],
+    [{"behaviour": "player"}, {"noise": -1.0}, {"noisy": 2.0}, {"mix": {"novice": 1.0}}, {"mix": {"random": 0.0}}, {"scale": []}],
 )
 def test_settings_that_make_no_sense(changes):
     with pytest.raises(DataError, match="expected behaviours among"):
