@@ -51,8 +51,9 @@ def test_variants_take_turns_by_their_shares():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"behaviour": "player"}, {"noise": -1.0}, {"noisy": 2.0}, {"mix": {"novice": 1.0}}, {"mix": {"random": 0.0}}, {"scale": []}],
-)
+    [{"behaviour": "player"}, {"noise": -1.0}, {"noisy": 2.0}, {"mix": {"novice": 1.0}}, {"mix": {"random": 0.0}},
+     {"scale": []}],
+)  # fmt: skip
 def test_settings_that_make_no_sense(changes):
     with pytest.raises(DataError, match="expected behaviours among"):
         variants({**DEFAULTS, **changes})
