@@ -28,7 +28,8 @@ class Variant:
 def variants(settings):
     """[(Variant, its share of the episodes)] of the `states` block of the collect config."""
     behaviour = "scripted" if settings["behaviour"] == "expert" else settings["behaviour"]
-    scales = settings["scale"] if isinstance(settings["scale"], (list, tuple)) else [settings["scale"]]
+    scale = 1.0 if settings["scale"] is None else settings["scale"]
+    scales = scale if isinstance(scale, list | tuple) else [scale]
     base, mix = Variant(behaviour), settings["mix"]
     if isinstance(mix, dict) and mix:
         named = {"scripted" if name == "expert" else name: share for name, share in mix.items()}
