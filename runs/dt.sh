@@ -15,7 +15,7 @@ once() {  # once <run.dir> <command ...>: unless that run has its summary
 
 collect="python -m foundation.collect task=reacher2d states.episodes=200 states.label=executed"
 once $out/collect_mixed $collect states.scale=[0.05,0.15,0.3,1] states.noisy=1 run.seed=1 out=$out/data/mixed
-once $out/collect_rare  $collect states.mix={expert:0.05,random:0.95} run.seed=2 out=$out/data/rare
+once $out/collect_rare  $collect 'states.mix={expert: 0.05, random: 0.95}' run.seed=2 out=$out/data/rare
 
 arm() {  # arm <name> <overrides ...>: train with every seed, ask for several returns; cloning listens to none
   local name=$1
