@@ -14,15 +14,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import hydra
-import yaml
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.schema import DataError
+from pipelines.values import CONFIGS, check_values, explain
 
-CONFIGS = str(Path(__file__).resolve().parents[1] / "configs")
 USER_ERRORS = (DataError, OSError, OmegaConfBaseException)  # OSError: missing files, full disks, no permission
 log = logging.getLogger("foundation-policy")
 
@@ -43,7 +41,7 @@ def command(name):
         def run(cfg):
             state["composing"] = False
             try:
-                check_values(cfg, *written(name))
+                check_values(cfg, name)
                 return execute(function, cfg)
             except USER_ERRORS as error:
                 if cfg.get("debug"):
@@ -64,87 +62,13 @@ def command(name):
                 if "debug=true" in sys.argv or not (known or state["composing"]):
                     raise
                 where = "" if known else f"the config files cannot be read ({type(error).__name__}): "
-                print(f"\n{name}: {where}{error}\n", file=sys.stderr)
+                print(f"\n{name}: {where}{explain(error, name)}\n", file=sys.stderr)
                 sys.exit(getattr(error, "status", 2))
 
         started.function = function
         return started
 
     return decorate
-
-
-def written(name):
-    """Yields the values in the YAML of a command, then those of the groups chosen for it, where they are merged to.
-
-    Experiments are left out: their values are those of a command or group, for one purpose.
-    """
-    yield yaml.safe_load((Path(CONFIGS) / f"{name}.yaml").read_text(encoding="utf-8"))
-    for group, choice in HydraConfig.get().runtime.choices.items():
-        path = Path(CONFIGS, group, f"{choice}.yaml")
-        if group != "experiment" and path.is_file():
-            text = path.read_text(encoding="utf-8")
-            values = loosened(yaml.safe_load(text), anything=group == "trainer")  # Lightning checks the values of those
-            yield values if "@package _global_" in text else {group: values}
-
-
-def loosened(value, anything):
-    """Values of a group in which a whole number stands for any number or, with `anything`, every value for any."""
-    if isinstance(value, dict):
-        return {name: loosened(item, anything) for name, item in value.items()}
-    number = isinstance(value, int) and not isinstance(value, bool)
-    return None if anything else float(value) if number else value
-
-
-def check_values(cfg, *written):
-    """DataError for inputs not given (`???`), values not of the kind that a YAML has, and names that are gone."""
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise DataError(f"set {' '.join(f'{key}=...' for key in missing)} (--help says what they are)")
-    given = OmegaConf.to_container(cfg)
-    wrong = [complaint for values in written for complaint in (*wrong_kinds(given, values), *lacking(given, values))]
-    if wrong:
-        raise DataError("; ".join(dict.fromkeys(wrong)))
-
-
-def lacking(given, written, prefix=""):
-    """Complaints about names that the YAML has and `given` has not: a config file of one's own, or a damaged one."""
-    for name, default in written.items():
-        if name not in given and name not in ("defaults", "hydra"):
-            yield f"{prefix}{name} is missing in the config files"
-        elif isinstance(default, dict) and isinstance(given.get(name), dict):
-            yield from lacking(given[name], default, f"{prefix}{name}.")
-
-
-def wrong_kinds(given, written, prefix=""):
-    """Complaints about values whose kind differs from that of the value in the YAML. Null, "" and [] fit all.
-
-    Null also fits inside of a group, in place of values that belong together: it means none of them.
-    """
-    for name, default in written.items():
-        if name in ("defaults", "hydra") or name not in given:
-            continue
-        value, (words, fits) = given[name], kind(default)
-        if (isinstance(value, str) and "${" in value) or (value is None and prefix and isinstance(default, dict)):
-            continue
-        if not fits(value):
-            yield f"{prefix}{name}={value} must be {words}"
-        elif isinstance(default, dict) and default:
-            yield from wrong_kinds(value, default, f"{prefix}{name}.")
-
-
-def kind(default):
-    """(in words, test) of what may stand in place of a default value."""
-    if isinstance(default, bool):
-        return "true or false", lambda value: isinstance(value, bool)
-    if isinstance(default, int):
-        return "a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)
-    if isinstance(default, float):
-        return "a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(default, dict):
-        return "a group of values", lambda value: isinstance(value, dict)
-    if isinstance(default, list) and default:
-        return "a list", lambda value: isinstance(value, list)
-    return "anything", lambda value: True
 
 
 def execute(function, cfg):

@@ -11,11 +11,12 @@ import hydra
 import pytest
 import yaml
 from hydra.utils import get_class
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from foundation import finetune, hub, pretrain
 from foundation.rollout import Environments
 from pipelines.command import CONFIGS, execute
+from pipelines.values import unknown, wrong_kinds
 from tests.foundation.toy_world import CODEC, Bar, TinyPolicy
 
 ROOT = Path(CONFIGS)
@@ -66,13 +67,6 @@ def targets(node):
         yield from targets(value)
 
 
-def paths(node, before=()):
-    """Every key of a nested config as a tuple."""
-    for name in node if isinstance(node, DictConfig) else ():
-        yield (*before, name)
-        yield from () if OmegaConf.is_missing(node, name) else paths(node._get_node(name), (*before, name))
-
-
 @pytest.mark.parametrize("name", PRIMARY)
 def test_a_command_composes_and_asks_only_for_its_inputs(name):
     written = yaml.safe_load((ROOT / f"{name}.yaml").read_text())
@@ -107,18 +101,9 @@ def test_an_experiment_sets_only_keys_that_its_command_has(experiment):
         whole = hydra.compose(name, [f"experiment={experiment}"], return_hydra_config=True)
     chosen = [f"{group}={whole.hydra.runtime.choices[group]}" for group in defaults(name) if group != "experiment"]
     base = compose(name, *chosen)
-    known = set(paths(base))
-    unknown = [path for path in paths(cfg) if path not in known and not open_ended(base, path)]
-    assert not unknown, f"{experiment} sets {unknown}, which python -m ... {name} does not know"
-
-
-def open_ended(base, path):
-    """A key under one that is null or {} in the base config, such as the parts of data.augment."""
-    for depth in range(1, len(path)):
-        node = OmegaConf.select(base, ".".join(path[:depth]))
-        if node is None or (isinstance(node, DictConfig) and not node):
-            return True
-    return False
+    given, base = OmegaConf.to_container(cfg), OmegaConf.to_container(base)
+    wrong = [complaint for look in (unknown, wrong_kinds) for complaint in look(given, base)]
+    assert not wrong, f"{experiment} does not fit python -m ... {name}: {'; '.join(wrong)}"
 
 
 def shrink(method):

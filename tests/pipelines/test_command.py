@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from pipelines import peek as command
-from pipelines.command import CONFIGS, execute, kind, lacking, loosened, wrong_kinds
+from pipelines.command import CONFIGS, execute
 from pipelines.schema import DataError
 
 
@@ -20,7 +20,11 @@ def peek(*overrides):
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [(["shard=x"], "shard"), (["samples=many"], "samples=many must be a whole number"),
+    [(["shard=x"], "there is no shard; did you mean shards?"),
+     (["samples=many"], "samples=many must be a whole number"),
+     (["+smaples=3", "bins=few", "shards=5"],
+      "there is no smaples; did you mean samples?; shards=5 must be text (in quotes, if it looks like a number);"
+      " bins=few must be a whole number"),
      (["run.dir=/proc/x"], "/proc/x"), (["run=7"], "run")],
 )  # fmt: skip
 def test_what_is_wrong_is_said(tmp_path, overrides, message):
@@ -28,24 +32,6 @@ def test_what_is_wrong_is_said(tmp_path, overrides, message):
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_kinds_of_values():
-    written = {"steps": 5, "rate": 0.5, "size": [1, 2], "on": True, "free": None, "runs": [], "run": {"seed": 0}}
-    assert not list(wrong_kinds({**written, "rate": 1, "free": "x", "runs": "x"}, written))
-    given = {"steps": 1.5, "rate": "x", "size": 3, "on": 1, "run": {"seed": "x"}}
-    assert [line.split("=")[0] for line in wrong_kinds(given, written)] == ["steps", "rate", "size", "on", "run.seed"]
-    assert not kind(5)[1](True)
-
-
-def test_what_a_damaged_group_lacks_is_named():
-    written = {"method": {"lr": 0.1, "window": 8, "mirror": {"left": "right"}}, "hydra": {}}
-    gone = list(lacking({"method": {"lr": 1, "window": 8}}, written))
-    assert gone == ["method.mirror is missing in the config files"]
-    loose = loosened(written, anything=False)
-    assert not list(wrong_kinds({"method": {"lr": 1, "window": 8.5, "mirror": None}}, loose))
-    assert list(wrong_kinds({"method": {"lr": "1e-s", "window": 8}}, loose)) == ["method.lr=1e-s must be a number"]
-    assert not list(wrong_kinds({"method": {"lr": "auto"}}, loosened(written, anything=True)))
 
 
 @pytest.mark.parametrize("damage", [b"\x9c", b"run: {dir: ", b"a: [1\n", b"\0", b"\nhydra:\n"])
