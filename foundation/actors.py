@@ -10,6 +10,7 @@ import torch
 
 from foundation.envs.doom_player import ScriptedPlayer
 from foundation.rollout import on_cpu, take, to_environment
+from models.rolling import Rolling
 from pipelines.schema import ACTION, CONDITION, OBSERVATION, REWARD, TIMESTEP, DataError
 from pipelines.trajectories import Spaces
 from pipelines.trajectory_windows import Normalizer, returns_of
@@ -107,10 +108,11 @@ class SequenceActor:
     on condition=delayed, target / scale throughout; on condition=none, 0. target: a return, "q0.9" = that quantile of
     the training data's returns, None = q0.9. States are normalised as in training. A policy of several tasks has
     scales, quantiles and normalisers of its own for each, chosen by the `tags` of the environments.
+    cache: exact = every step computes its window again | rolling = keys and values are kept (models.rolling).
     """
 
-    def __init__(self, bundle, target=None, seed=0, greedy=True, device="cpu"):
-        self.policy, self.device, self.seed, self.greedy = bundle.net.eval().to(device), device, seed, greedy
+    def __init__(self, bundle, target=None, seed=0, greedy=True, device="cpu", cache="exact"):
+        self.policy, self.device, self.seed, self.greedy = acting(bundle.net, cache).to(device), device, seed, greedy
         self.spaces = Spaces.from_dict(bundle.config["spaces"])
         self.scale = float(bundle.statistics.get("returns_scale", 1.0))
         self.target, self.wanted, self.statistics = target_return(target, bundle.statistics), target, bundle.statistics
@@ -166,6 +168,16 @@ class SequenceActor:
     def choose(self, distribution):
         """The actions of b episodes as the policy says them, on the CPU: [b a] in [-1, 1] or bins, or [b]."""
         return (distribution.mode() if self.greedy else distribution.cpu().sample(self.generator)).cpu()
+
+
+def acting(policy, cache):
+    """The policy in evaluation mode; cache=rolling: computing each token once, see models.rolling."""
+    if cache not in ("exact", "rolling"):
+        raise DataError(f"cache={cache!r}: expected exact or rolling")
+    try:
+        return (Rolling(policy) if cache == "rolling" else policy).eval()
+    except ValueError as error:
+        raise DataError(str(error)) from error
 
 
 def target_return(target, statistics):

@@ -197,7 +197,7 @@ def sequence_actor(bundle, world, cfg, target=None):
     check_spaces(bundle, world, cfg.policy, cfg.task.name)
     targets = bundle.statistics.get("targets", {})  # what fine-tuning asked for last
     target = targets.get(world.tags["task"]) if target is None else target
-    return SequenceActor(bundle, target, cfg.run.seed, cfg.greedy is not False, cfg.device)
+    return SequenceActor(bundle, target, cfg.run.seed, cfg.greedy is not False, cfg.device, cfg.cache)
 
 
 def check_spaces(bundle, world, policy, task):

@@ -118,6 +118,11 @@ class DecisionTransformer(nn.Module):
         y, _ = self.trunk(tokens, None if m == 1 else places.flatten())
         return rearrange(y, "b (t r) d -> b t r d", t=t)
 
+    @property
+    def read_at(self):
+        """Number of the token of a step at which its action, or the first dimension of it, is read."""
+        return self._reads()[0]
+
     def _reads(self):
         """Tokens of a step that are read: [first, last)."""
         if self.layout == "merged":

@@ -40,9 +40,10 @@ class CausalAttention(nn.Module):
         mask = None
         if read is not None or past or visible is not None:
             place = torch.arange(x.shape[1], device=x.device) if read is None else read
-            mask = torch.arange(k.shape[2], device=x.device) <= past + place[:, None]  # m past+n
-        if visible is not None:
-            mask = mask & visible[:, None, None]  # b 1 m past+n
+            keys = torch.arange(k.shape[2], device=x.device)
+            mask = keys <= past + place[:, None]  # m past+n
+        if visible is not None:  # a token always sees itself, so that no row is empty
+            mask = mask & (visible[:, None, None] | (keys == past + place[:, None]))  # b 1 m past+n
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout)
         return self.dropout_out(self.out(rearrange(y, "b h m d -> b m (h d)"))), (k, v)
