@@ -27,6 +27,7 @@ from foundation.actors import (
 )
 from foundation.envs import registry
 from foundation.rollout import Environments, evaluation_seed
+from pipelines import checkpoint
 from pipelines.actions import ActionCodec
 from pipelines.command import command
 from pipelines.schema import DataError
@@ -107,7 +108,8 @@ def say(who, numbers, prefix):
 
 
 def _spread(numbers, name):
-    return f"{numbers[name]:.3f} [{numbers[f'{name}_low']:.3f}, {numbers[f'{name}_high']:.3f}]"
+    low, high = numbers[f"{name}_low"], numbers[f"{name}_high"]
+    return f"{numbers[name]:.3f} [{low:.3f}, {high:.3f}]" if math.isfinite(low) else f"{numbers[name]:.3f} [-]"
 
 
 def evaluate(actor, environments, protocol, who, prefix, watch=None):
@@ -128,6 +130,7 @@ def evaluate(actor, environments, protocol, who, prefix, watch=None):
 @command("evaluate")
 def main(cfg):
     """Plays the protocol of a task, or of several, with `cfg.policy` and with the baselines."""
+    cfg.device = checkpoint.device(cfg.device)
     bundle = None if cfg.policy in BASELINES else load_policy(cfg.policy)
     tasks, numbers = registry.tasks_of(cfg.task), {}
     for task in tasks:

@@ -1,5 +1,7 @@
 """Model cards: the README.md of a hub folder, with front matter that the hub can read."""
 
+import math
+
 import yaml
 
 LIBRARY = "foundation-policy"
@@ -47,5 +49,6 @@ def line(value):
 
 
 def numbers(summary):
-    """The numbers of a summary, by name."""
-    return {name: v for name, v in sorted(summary.items()) if isinstance(v, int | float) and not isinstance(v, bool)}
+    """The finite numbers of a summary, by name."""
+    known = {name: v for name, v in sorted(summary.items()) if isinstance(v, int | float) and not isinstance(v, bool)}
+    return {name: v for name, v in known.items() if math.isfinite(v)}

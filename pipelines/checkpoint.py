@@ -19,6 +19,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -91,6 +92,14 @@ def load(where):
             raise
         hint = f"if the download was damaged, delete {found.folder.parents[1]} and run again; else tell its author"
         raise DataError(f"{found.origin} from the hub: {error}. {hint[0].upper()}{hint[1:]}") from error
+
+
+def device(name):
+    """"cpu" or "cuda", of auto, cpu or cuda; DataError for cuda where torch sees no GPU."""
+    there = torch.cuda.is_available()
+    if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not there):
+        raise DataError(f"device={name}: expected cpu, auto or, where torch sees a GPU, cuda")
+    return ("cuda" if there else "cpu") if name == "auto" else name
 
 
 def read(folder):

@@ -11,7 +11,6 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from pipelines import checkpoint, schema
 from pipelines.actions import ActionCodec, spec_from
@@ -58,9 +57,7 @@ class Labeller:
         self._check_contract(where)
         self.settings, self.frames_per_call = settings, int(frames_per_call)
         self.codec = ActionCodec(self.bundle.spec)
-        if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-            raise DataError(f"device={device}: expected auto, cpu or, where torch sees a GPU, cuda")
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.device = checkpoint.device(device)
         self.net = prepare(self.bundle.net, self.device)
 
     def _check_contract(self, where):

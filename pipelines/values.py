@@ -45,6 +45,10 @@ def any_of(*tests):
     return lambda value: any(fits(value) for fits in tests)
 
 
+def is_label(value):
+    return is_number(value) or is_text(value)
+
+
 def is_group(value):
     return isinstance(value, dict)
 
@@ -78,8 +82,9 @@ TABLE = {  # of names that are null, empty, required or taken from elsewhere in 
     NUMBER: "fps hours noise scale target_entropy timeout_seconds",
     BOOL: "carry greedy",
     GROUP: "augment base numbers tags where",
-    ("a number or text", any_of(is_number, is_text)): "return_scale target validation",
-    ("a number or a list of numbers", any_of(is_number, list_of(is_number))): "high low",
+    ("a number or text", is_label): "return_scale validation",
+    ("a number, text or a list of them", any_of(is_label, list_of(is_label))): "target",
+    ("a number or a list of numbers", any_of(is_number, list_of(is_number))): "high low scale",
     ("a number or tags, {name: value}", any_of(is_number, is_group)): "best_return random_return",
     SHARES: "mix",
 }

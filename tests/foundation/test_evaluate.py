@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from foundation.actors import NoopActor, PolicyActor, RandomActor
-from foundation.evaluate import bootstrap, main, play, summarise, wilson
+from foundation.evaluate import bootstrap, main, play, say, summarise, wilson
 from foundation.rollout import Episode
 from pipelines.command import CONFIGS, execute
 from pipelines.schema import DataError
@@ -78,6 +78,13 @@ def test_summary_leaves_success_out_where_the_task_has_none():
     assert summarise([Episode(0, 1.0, 5, True), Episode(1, 2.0, 7, False)], "x")["x/success"] == 0.5
 
 
+def test_a_single_episode_has_an_interval_for_success_only(caplog):
+    numbers = summarise([Episode(0, 1.0, 5, True)], "x")
+    with caplog.at_level("INFO"):
+        say("policy", numbers, "x")
+    assert "return 1.000 [-]  success 1.000 [0.207, 1.000]  (1 episodes)" in caplog.text
+
+
 def test_command_on_the_game_with_baselines_and_video(tmp_path):
     cfg = config("evaluate", tmp_path, "policy=player", "episodes=3", "environments=2", "video=1", "baselines=[noop]")
     execute(main.function, cfg)
@@ -95,6 +102,7 @@ def test_command_on_the_game_with_baselines_and_video(tmp_path):
         ("policy=/no/such/folder", "not a hub folder"),
         ("policy=random episodes=0", "at least 1"),
         ("policy=random baselines=[clever]", "expected one of"),
+        ("policy=random device=tpu", "device=tpu: expected cpu"),
     ],
 )
 def test_user_errors_say_what_to_do(tmp_path, override, message):

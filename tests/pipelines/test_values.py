@@ -30,7 +30,8 @@ def test_kinds_of_values():
 @pytest.mark.parametrize(
     ("name", "good", "bad"),
     [("stop_after", (None, 0, 3), ("abc", -1, 1.5)), ("hours", (2, 0.5), ("many", [1])), ("greedy", (True,), (1, "no")),
-     ("videos", ("a", ["a", "b"]), (5, [5], {})), ("also", (["a"],), ("a",)), ("target", (3, "q0.9"), ([1],)),
+     ("videos", ("a", ["a", "b"]), (5, [5], {})), ("also", (["a"],), ("a",)),
+     ("target", (3, "q0.9", [1, "q1"]), ({}, True)),
      ("mix", ([0, 0.3], {"expert": 1}), ("foo", ["a"], {"expert": "all"})), ("low", (1, [0, 1.5]), ("x", ["x"])),
      ("best_return", (5.0, {"behaviour": "random"}), ("x",))],
 )  # fmt: skip
