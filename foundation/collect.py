@@ -24,8 +24,10 @@ from foundation.envs.states import StateEnv
 from pipelines.actions import DOOM, ActionCodec
 from pipelines.command import command
 from pipelines.construct import find_class
+from pipelines.ingest import claim
 from pipelines.schema import DataError
 
+CODE_VERSION = 1  # of what turns the same settings into other recordings
 log = logging.getLogger("foundation-policy")
 
 
@@ -35,6 +37,7 @@ def main(cfg):
     if states := state_tasks(cfg):
         return collect_states.collect(cfg, states, processes(cfg))
     sessions = plan(cfg)
+    claim(Path(cfg.out).absolute(), settings(cfg))
     missing = [session for session in sessions if not session.complete]
     if len(missing) < len(sessions):
         log.info("%d of %d videos are already there", len(sessions) - len(missing), len(sessions))
@@ -63,10 +66,15 @@ def processes(cfg):
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
+def turns(cfg):
+    """The mappings of the tasks that take turns."""
+    tasks = [cfg.task, *(load_task(name) for name in cfg.also)]
+    return [OmegaConf.to_container(OmegaConf.create(task), resolve=True) for task in tasks]
+
+
 def plan(cfg):
     """The videos that make up `hours`, tasks taking turns. list[Session]"""
-    tasks = [cfg.task, *(load_task(name) for name in cfg.also)]
-    tasks = [OmegaConf.to_container(OmegaConf.create(task), resolve=True) for task in tasks]
+    tasks = turns(cfg)
     if not cfg.labelled and cfg.answers is None:
         raise DataError("labelled=false keeps the true actions out of `out`; set answers=<folder> for them")
     if cfg.hours <= 0 or cfg.minutes_per_video <= 0:
@@ -88,6 +96,17 @@ def plan(cfg):
             )
         )  # fmt: skip
     return sessions
+
+
+def settings(cfg):
+    """What the recordings in a folder depend on; more of them (`hours`) may be added."""
+    tasks = turns(cfg)
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    return {
+        "version": CODE_VERSION, "turns": [task["name"] for task in tasks],
+        "tasks": {task["name"]: task["env"] for task in tasks}, "seed": cfg.run.seed,
+        **{name: plain[name] for name in ("split", "minutes_per_video", "player", "encoding")},
+    }  # fmt: skip
 
 
 def run(sessions, workers):

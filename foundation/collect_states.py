@@ -78,7 +78,7 @@ def collect(cfg, tasks, processes):
     """Collects what is missing of `tasks` (mappings, see registry.tasks_of) -> flat summary of all of it."""
     job = make_job(cfg, tasks)
     units = plan(job)
-    claim(job)
+    claim(job.out, job.settings())
     start = time.monotonic()
     records = run(job, units, processes)
     seconds = time.monotonic() - start

@@ -35,7 +35,7 @@ def main(cfg):
         return out_of_shards(cfg)
     job = make_job(cfg)
     units = find_units(job)[: cfg.limit]
-    claim(job)
+    claim(job.out, job.settings())
     records = work(job, units, cfg)
     check_there(job, units)
     write_rejected(job, units)

@@ -5,6 +5,7 @@ log beside it, the clips are trajectories. What cannot be used is set aside with
 and the job goes on. Running the same command again continues; equal input gives byte-identical shards.
 """
 
+import hashlib
 import json
 import logging
 import time
@@ -40,7 +41,7 @@ def main(cfg):
     root, paths = find_videos(videos, cfg.basedir)
     job = replace(job, root=root)
     units = find_units(job, paths, Path(cfg.logs).absolute() if cfg.logs else None)[: cfg.limit]
-    claim(job)
+    claim(job.out, job.settings())
     mine = units[cfg.rank :: cfg.world_size]
     records = work(job, mine, cfg)
     check_there(job, mine)
@@ -86,20 +87,20 @@ def make_job(cfg):
     )  # fmt: skip
 
 
-def claim(job):
+def claim(out, settings):
     """Makes the output folder, or checks that what it holds was made with the same settings."""
-    path = job.out / "dataset.json"
+    path, text = out / "dataset.json", disk.to_json(settings)
     try:
-        job.out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"cannot make the folder {job.out} ({error.strerror}); choose another out=") from error
-    settings = {"fingerprint": job.fingerprint(), "settings": job.settings()}
+        raise DataError(f"cannot make the folder {out} ({error.strerror}); choose another out=") from error
+    fingerprint = hashlib.sha256(text).hexdigest()[:16]
     if not path.exists():
-        disk.write_once(path, disk.to_json(settings))
+        disk.write_once(path, disk.to_json({"fingerprint": fingerprint, "settings": settings}))
     old = disk.read_json(path)
-    if old.get("fingerprint") != settings["fingerprint"]:
-        changed = differences(old.get("settings", {}), json.loads(disk.to_json(settings["settings"])))
-        raise DataError(f"{job.out} was made with other settings ({'; '.join(changed)}); choose another out=")
+    if old.get("fingerprint") != fingerprint:
+        changed = differences(old.get("settings", {}), json.loads(text))
+        raise DataError(f"{out} was made with other settings ({'; '.join(changed)}); choose another out=")
 
 
 def differences(old, new, prefix=""):

@@ -79,7 +79,7 @@ TABLE = {  # of names that are null, empty, required or taken from elsewhere in 
     LISTS[TEXT]: "also observation only pretrained",
     COUNT: "action_dim camera_null camera_on episode_steps episodes height length limit max_timestep n_actions n_bins"
     " n_buttons n_camera n_keys state_dim stop_after stride threads vocabulary width workers",
-    NUMBER: "fps hours noise scale target_entropy timeout_seconds",
+    NUMBER: "fps hours noise target_entropy timeout_seconds",
     BOOL: "carry greedy",
     GROUP: "augment base numbers tags where",
     ("a number or text", is_label): "return_scale validation",

@@ -49,7 +49,7 @@ def test_frames_equal_log_lines(recorded):
         assert {key for row in rows for key in row["keys"]} <= set(DOOM.keys)
         for row, following in zip(rows, rows[1:], strict=False):
             assert following["first"] == (row["terminated"] or row["truncated"])
-    assert sorted(p.suffix for p in plays.iterdir()) == [".jsonl", ".jsonl", ".mp4", ".mp4"]
+    assert sorted(p.suffix for p in plays.iterdir()) == [".json", ".jsonl", ".jsonl", ".mp4", ".mp4"]
 
 
 def test_summary_describes_the_play(recorded):
@@ -79,8 +79,21 @@ def test_rerun_continues(recorded):
 def test_unlabelled_keeps_answers_apart(tmp_path):
     cfg = config(tmp_path, "labelled=false", f"answers={tmp_path}/answers", "hours=0.002")
     main.function(cfg)
-    assert [p.suffix for p in (tmp_path / "plays").iterdir()] == [".mp4"]
+    assert sorted(p.name for p in (tmp_path / "plays").iterdir() if p.suffix != ".mp4") == ["dataset.json"]
     assert [p.suffix for p in (tmp_path / "answers").iterdir()] == [".jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [(["run.seed=1"], "seed: 0 -> 1"), (["player.null_share=0.5"], "player.null_share: 0.34 -> 0.5"),
+     (["task.env.skill=1", "split=heldout"], "split: train -> heldout; tasks.doom_my_way_home.skill: 5 -> 1")],
+)  # fmt: skip
+def test_other_play_does_not_mix_into_a_folder(recorded, tmp_path, overrides, message):
+    _, _, plays = recorded
+    before = {path: path.read_bytes() for path in plays.iterdir()}
+    with pytest.raises(DataError, match=f"{message}.*choose another out="):
+        main.function(config(plays.parent, *overrides))
+    assert {path: path.read_bytes() for path in plays.iterdir()} == before
 
 
 @pytest.mark.slow

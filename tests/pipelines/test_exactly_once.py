@@ -285,7 +285,7 @@ def test_a_crash_does_not_overwrite_the_success_of_a_twin(source, tmp_path, monk
 def test_only_one_of_two_settings_claims_a_folder(tmp_path):
     jobs = [make_job(config("x", tmp_path / "out", crf=crf)) for crf in range(20, 28)]
     (tmp_path / "out").mkdir()
-    statuses = [wait(pid) for pid in [fork(lambda job=job: claim(job)) for job in jobs]]
+    statuses = [wait(pid) for pid in [fork(lambda job=job: claim(job.out, job.settings())) for job in jobs]]
     assert statuses.count(0) == 1
     settings = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert settings["fingerprint"] == jobs[statuses.index(0)].fingerprint()
