@@ -56,6 +56,7 @@ class Report:
     frames: int = 0
     clips: int = 0
     dropped: int = 0  # decoded frames in rests shorter than min_frames
+    lost: int = 0  # frames that the file promises and that cannot be decoded
     notes: list = field(default_factory=list)
 
     def note(self, *names):
@@ -169,6 +170,7 @@ def make_clips(path, settings, report, table, timeline, edit=None):
             if builder.full:
                 yield from finished(builder, report)
     yield from finished(builder, report)
+    report.lost = table.lost + len(table) - len(seen)
     report.note(*losses(table.pts, np.array(seen, np.int64)) if seen else ["corrupt"])
 
 

@@ -96,14 +96,17 @@ def described(folder, cfg):
         "config.yaml": OmegaConf.to_yaml(cfg, resolve=True),
         "machine.json": json.dumps({"command": command_line(), **machine()}, indent=1) + "\n",
     }
+    path = folder / "summary.json"
+    finished = path.stat().st_mtime_ns if path.is_file() else None
     earlier = {name: (folder / name).read_bytes() for name in texts if (folder / name).is_file()}
     for name, text in texts.items():
         (folder / name).write_text(text)
     try:
         yield
     except Exception:
-        for name, content in earlier.items():
-            (folder / name).write_bytes(content)
+        if not path.is_file() or path.stat().st_mtime_ns == finished:  # else it has its own results, and refused them
+            for name, content in earlier.items():
+                (folder / name).write_bytes(content)
         raise
 
 

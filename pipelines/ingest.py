@@ -21,7 +21,7 @@ from pipelines import storage, workers
 from pipelines.clips import ClipSettings
 from pipelines.command import command, write_summary
 from pipelines.contractor import ContractorOptions
-from pipelines.ingest_unit import failed_record, process, read_record
+from pipelines.ingest_unit import COUNTS, failed_record, process, read_record
 from pipelines.pixels import INTERPOLATIONS, check_size, frame_rate
 from pipelines.schema import DataError
 from pipelines.units import Job, find_units, find_videos
@@ -163,7 +163,7 @@ def check_there(job, units):
 
 def summarise(records, seconds):
     """Flat counts: totals, then per reason and per note."""
-    total = {name: sum(record[name] for record in records) for name in ("videos", "clips", "frames", "dropped")}
+    total = {name: sum(record[name] for record in records) for name in ("videos", *COUNTS)}
     rejected = Counter(rejection["code"] for record in records for rejection in record["rejected"])
     notes = Counter()
     for record in records:
@@ -188,7 +188,7 @@ def report(job, summary):
     )  # fmt: skip
     incomplete = {note: n for note in INCOMPLETE if (n := summary.get(f"notes/{note}"))}
     if incomplete:
-        noted = ", ".join(f"{note} {n}" for note, n in incomplete.items())
+        noted = ", ".join(f"{note} {n}" for note, n in incomplete.items()) + f"; {summary['lost']} frames lost"
         log.warning("videos of which only a part was kept, or whose log says less than it could: %s", noted)
 
 

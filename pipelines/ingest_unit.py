@@ -17,6 +17,7 @@ from pipelines.units import Job, Unit
 from pipelines.video import VideoError
 
 FOLDER = "units"
+COUNTS = {"clips": 0, "frames": 0, "dropped": 0, "lost": 0}  # of a Report
 RETRIED = {"crash", "timeout", "error"}  # may be the machine's fault: tried again by the next run
 
 
@@ -61,7 +62,7 @@ class UnitTimeline:
     source_sha256: str
     offset: int = 0  # where the next video starts
     before: ActionLog | None = None  # log of the video before, if it was used
-    total: dict = field(default_factory=lambda: {"clips": 0, "frames": 0, "dropped": 0, "notes": {}, "rejected": []})
+    total: dict = field(default_factory=lambda: {**COUNTS, "notes": {}, "rejected": []})
 
     def add(self, video, log_path, writer):
         """Clips of one video into `writer`, or one rejection."""
@@ -117,7 +118,7 @@ class UnitTimeline:
         ).to_dict()  # fmt: skip
 
     def _count(self, report, log):
-        for name in ("clips", "frames", "dropped"):
+        for name in COUNTS:
             self.total[name] += getattr(report, name)
         for note in [*report.notes, *(log.notes if log else [])]:
             self.total["notes"][note] = self.total["notes"].get(note, 0) + 1
@@ -158,7 +159,7 @@ def read_record(job, unit):
     except (OSError, DataError):
         return None
     known = isinstance(record, dict) and {"unit", "files", "rejected", "shards", "videos"} <= record.keys()
-    return {"fingerprint": "", **record} if known else None  # earlier versions wrote no fingerprint
+    return {"fingerprint": "", "lost": 0, **record} if known else None  # earlier versions wrote neither
 
 
 def write_record(job, unit, record):
@@ -195,5 +196,5 @@ def blank_record(unit, files, outcome):
     return {
         "unit": "", "fingerprint": "", "source": unit.name.encode("utf-8", "replace").decode(), "files": files,
         "videos": len(unit.videos), "bytes": unit.bytes,
-        "clips": 0, "frames": 0, "dropped": 0, "notes": {}, "rejected": [], "shards": 0, **outcome,
+        **COUNTS, "notes": {}, "rejected": [], "shards": 0, **outcome,
     }  # fmt: skip

@@ -9,7 +9,7 @@ a key frame, decode forward and check each frame they return against the table.
 
 from collections import deque
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -67,6 +67,7 @@ class VideoTable:
     reorder: int = 0  # most frames that are displayed before, though decoded after, some other frame
     codec: str = ""
     container: str = ""  # the demuxer's name
+    lost: int = 0  # frames that the header or the packets promise and that are not in `pts`
 
     def __len__(self):
         return len(self.pts)
@@ -120,7 +121,7 @@ def scan(source, max_pixels=MAX_PIXELS):
     """Table from packet headers, without decoding: what the file claims. `probe` or `decode` tell what can be had."""
     notes, entries, complete = [], [], True
     with opened(source, max_pixels) as (container, stream):
-        claimed, seen = stream.frames, 0
+        claimed, seen, damaged = stream.frames, 0, 0
         try:
             for packet in container.demux(stream):
                 if packet.size == 0:
@@ -128,13 +129,15 @@ def scan(source, max_pixels=MAX_PIXELS):
                 seen += 1
                 if seen > MAX_FRAMES:
                     raise VideoError("too_long", f"{label(source)} has more than {MAX_FRAMES} frames; cut it up first")
+                damaged += packet.is_corrupt
                 if not packet.is_discard and not packet.is_corrupt:
                     entries.append((packet.pts, packet.is_keyframe))
         except (av.error.FFmpegError, OSError):
             complete = False
         if not complete or 0 < seen < claimed or ends_early(container, stream, entries):
             notes.append("truncated")
-        return build_table(entries, stream, notes, claimed, container.format.name)
+        table = build_table(entries, stream, notes, claimed, container.format.name)
+        return replace(table, lost=max(claimed - seen, 0) + damaged)
 
 
 def ends_early(container, stream, entries):
@@ -262,7 +265,7 @@ def probe(source, max_pixels=MAX_PIXELS):
     notes = tuple(dict.fromkeys([*claimed.notes, *notes, *losses(claimed.pts, pts)]))
     return VideoTable(
         pts, claimed.time_base, claimed.keyframes[np.isin(claimed.keyframes, pts)], *size, claimed.mean_fps, notes,
-        claimed.claimed, claimed.reorder, claimed.codec, claimed.container,
+        claimed.claimed, claimed.reorder, claimed.codec, claimed.container, claimed.lost + len(claimed) - len(pts),
     )  # fmt: skip
 
 

@@ -47,8 +47,10 @@ def test_a_damaged_config_is_told_as_such(tmp_path, monkeypatch, capsys, damage)
 
 
 def test_a_command_that_fails_leaves_the_description_of_an_earlier_run(tmp_path):
-    def run(value, error=None):
+    def run(value, error=None, finished=False):
         def function(cfg):
+            if finished:
+                (tmp_path / "summary.json").write_text("{}")
             if error:
                 raise error
             return {"value": cfg.value}
@@ -65,5 +67,6 @@ def test_a_command_that_fails_leaves_the_description_of_an_earlier_run(tmp_path)
         with pytest.raises(type(error)):
             run(2, error)
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
-    run(2)
+    with pytest.raises(DataError):
+        run(2, DataError("strict=true"), finished=True)  # says so of its own results
     assert OmegaConf.load(tmp_path / "config.yaml").value == 2

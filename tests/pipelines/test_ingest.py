@@ -112,13 +112,17 @@ def test_truncated_video_keeps_its_prefix_aligned(source, out):
     arrays = shards.arrays(shards.entries[0].key)
     assert 16 <= len(arrays["mouse"]) < 60
     np.testing.assert_array_equal(arrays["mouse"][:, 1], np.arange(len(arrays["mouse"])))
+    assert summary["frames"] == len(arrays["mouse"])
+    assert summary["frames"] + summary["lost"] == 80  # all that the index promises
 
 
 def test_damage_in_the_middle_splits_without_moving_the_rest(source, out):
     whole = videos.write(source.parent / "whole.mp4", 96, faststart=True)
     videos.damage(whole, source / "a.mp4", 0.5, 0.53)
     write_log(source / "a.jsonl", 96)
-    assert ingest(source, out, min_frames=8)["notes/corrupt"] == 1
+    summary = ingest(source, out, min_frames=8)
+    assert summary["notes/corrupt"] == 1 and summary["lost"] > 0
+    assert summary["frames"] + summary["dropped"] + summary["lost"] == 96
     shards = Shards(out)
     assert len(shards) == 2
     table = scan(whole)
