@@ -32,10 +32,11 @@ arm mixed/delayed data.condition=delayed
 arm mixed/bc      data.condition=none
 arm mixed/bc10    data.condition=none data.sampling=topk
 
+rare="data.train=$out/data/rare method.net.layout=merged"  # a third of the work
 for sampling in length return advantage topk; do
-  arm rare/bc_$sampling data.train=$out/data/rare data.condition=none data.sampling=$sampling
+  arm rare/bc_$sampling $rare data.condition=none data.sampling=$sampling
 done
-arm rare/dt_length    data.train=$out/data/rare
-arm rare/dt_advantage data.train=$out/data/rare data.sampling=advantage
+arm rare/dt_length    $rare
+arm rare/dt_advantage $rare data.sampling=advantage
 once $out/baselines python -m foundation.evaluate task=reacher2d policy=player baselines=[random,noop] episodes=$played
 python -m foundation.report run.dir=$out/report runs=[$out] out=$out/report.html "title=Decision Transformers"
