@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from foundation import callbacks, hub
 from foundation.checkpoints import LOSS, Checkpoint, StepSeed, StopAfter, resume_path, step_of, take_best
 from foundation.preemption import Preemption
-from foundation.training import fit_from, made, make_trainer, plain, world_size
+from foundation.training import class_of, fit_from, made, make_trainer, plain, world_size
 from pipelines import checkpoint
 from pipelines.command import command, run_folder
 from pipelines.schema import DataError
@@ -26,12 +26,12 @@ def main(cfg):
     folder = run_folder(cfg)
     data = made(plain(cfg.data), steps=cfg.steps, seed=cfg.run.seed)
     check_ending(cfg, data)
-    net_config = data.derive(plain(cfg.method.net))
+    method = plain(cfg.method)
+    net_config = class_of(method).configured(data.derive(method["net"]), method, cfg.init)
     if cfg.init is not None and hasattr(data, "inherit"):
         data.inherit(hub.load(cfg.init).statistics)
     net, started = initial_net(net_config, cfg.init)
     net = net.to(memory_format=torch.channels_last)  # convolutions are faster so
-    method = plain(cfg.method)
     task = made(method, net=net)
     log.info("%s: %.1f M parameters, %d frames", method["net"]["_target_"], count(net) / 1e6, data.frames)
     settings, config = plain(cfg.trainer), plain(cfg)
@@ -58,7 +58,7 @@ def main(cfg):
     summary |= task.describe(data)
     scores, statistics = task.report(data.validation, folder, data.fps) if data.validation else ({}, {})
     summary |= scores
-    hub.save_trained(folder / "model", task.net, net_config, data, summary, cfg, statistics, started)
+    hub.save_trained(folder / "model", task.net, net_config, data, summary, cfg, statistics, task.started or started)
     return summary
 
 

@@ -48,13 +48,20 @@ def make_trainer(settings, folder, callbacks_, max_steps, resumed_step=0, **opti
 
 def made(node, **more):
     """What a config node describes, {_target_: class, its arguments}; DataError where it does not fit the class."""
-    values = {**node, **more}
+    kind, values = class_of(node), {name: value for name, value in {**node, **more}.items() if name != "_target_"}
     try:
-        kind = get_class(values.pop("_target_"))
         inspect.signature(kind).bind(**values)
-    except (KeyError, TypeError, ValueError, ImportError, HydraException) as error:
+    except (TypeError, ValueError) as error:
         raise DataError(f"the config of {node.get('_target_')} does not fit it: {error}; see configs/") from error
     return kind(**values)
+
+
+def class_of(node):
+    """The class that a config node names; DataError where there is none."""
+    try:
+        return get_class(node["_target_"])
+    except (KeyError, TypeError, ValueError, ImportError, HydraException) as error:
+        raise DataError(f"the config of {node.get('_target_')} does not fit it: {error}; see configs/") from error
 
 
 def fit_from(trainer, module, data, start):

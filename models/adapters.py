@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 TRAIN = ("full", "lora", "frozen")
-LAMO = ("query", "key", "value")  # targets of LaMo
+LAMO = ("query", "key", "value")  # of our trunk: the targets of LaMo
+FUSED = ("query_key_value", "qkv_proj", "c_attn", "Wqkv")  # all three in one layer, with one A
+QKV = (*LAMO, "q_proj", "k_proj", "v_proj", *FUSED, "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
 BASE, ADDED = ".base_layer", "lora_"  # in names of parameters, as peft writes them
 
 
@@ -16,17 +18,18 @@ class Adapted(nn.Module):
     """A trunk as it is to its caller, of which `train` says what learns: full | lora | frozen.
 
     trunk: a module with GPT's forward and `width`. lora: rank, alpha and dropout of adapters on the linear layers whose
-    last name is in `targets`; biases: these layers' biases learn too, as in LaMo. At GPT-2 small's size that makes
-    912,384 numbers, 0.73 % of it.
+    last name is in `targets`, None = those of queries, keys and values, by the names that the trunk has for them;
+    biases: these layers' biases learn too, as in LaMo. At GPT-2 small's size that makes 912,384 numbers, 0.73 % of it.
     """
 
-    def __init__(self, trunk, train="full", rank=16, alpha=32, dropout=0.1, targets=LAMO, biases=True):
+    def __init__(self, trunk, train="full", rank=16, alpha=32, dropout=0.1, targets=None, biases=True):
         super().__init__()
         if train not in TRAIN:
             raise ValueError(f"train={train!r}: expected one of {list(TRAIN)}")
         self.trunk, self.width = trunk, trunk.width
         trunk.requires_grad_(train == "full")
         if train == "lora":
+            targets = found_targets(trunk) if targets is None else targets
             check_targets(trunk, targets)
             add_lora(trunk, rank, alpha, dropout, targets)
             for name, parameter in trunk.named_parameters():
@@ -61,9 +64,21 @@ class Adapted(nn.Module):
         return {name: value.detach() for name, value in self.trunk.named_parameters() if value.requires_grad}
 
 
+def found_targets(trunk):
+    """Names of the linear layers that make queries, keys and values; else what peft knows of the architecture; or []"""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    linear, known = linear_names(trunk), KNOWN.get(getattr(trunk, "model_type", None), ())
+    return [name for name in QKV if name in linear] or [name for name in known if name in linear]
+
+
+def linear_names(trunk):
+    return {name.rpartition(".")[2] for name, module in trunk.named_modules() if isinstance(module, nn.Linear)}
+
+
 def check_targets(trunk, targets):
     """ValueError for a target that matches no linear layer."""
-    linear = {name.rpartition(".")[2] for name, module in trunk.named_modules() if isinstance(module, nn.Linear)}
+    linear = linear_names(trunk)
     missing = sorted(set(targets) - linear)
     if missing or not targets:
         raise ValueError(

@@ -6,6 +6,7 @@ hurt where memory matters; neither new embeddings nor fine-tuning undo them.
 
 import torch
 
+from models.causal_lm import CausalLM
 from models.language import CausalAttention
 
 UNSETTLED = 2  # the first positions see no more than two tokens whatever the head
@@ -13,10 +14,16 @@ UNSETTLED = 2  # the first positions see no more than two tokens whatever the he
 
 @torch.no_grad()
 def attention_maps(net, run):
-    """Attention [b h n n] of every CausalAttention in `net` during run(), first block first, no position left out."""
-    maps, layers = [], [m for m in net.modules() if isinstance(m, CausalAttention)]
+    """Attention [b h n n] of every CausalAttention in `net` during run(), first block first, no position left out.
+
+    Of a CausalLM in `net` it is that of its blocks, as transformers says it.
+    """
+    maps, layers = [], [m for m in net.modules() if isinstance(m, CausalAttention | CausalLM)]
 
     def look(layer, inputs):
+        if isinstance(layer, CausalLM):
+            maps.extend(layer.attention_maps(inputs[0]))
+            return
         q, k = layer._split(layer.query(inputs[0])), layer._split(layer.key(inputs[0]))
         scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5  # b h n n
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)

@@ -15,6 +15,7 @@ from pipelines.schema import DataError
 
 PACKAGE = "models"  # the only package whose classes a hub folder may name
 MAX_NUMBER = 1 << 20  # of an integer argument: no width, length or class count of ours comes near
+MAX_FLOAT = 1e12  # the base of rotary positions goes to 5e10 in published models
 MAX_EXTRA_BYTES = 1 << 28  # of buffers that are not saved with the weights
 BUILD_ERRORS = (TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError, LookupError, AssertionError)
 
@@ -83,8 +84,9 @@ def find_class(target, package=PACKAGE, base=nn.Module):
 
 def check_numbers(value, path="net"):
     """DataError for an argument so large that it can only be meant to fill the memory of whoever loads it."""
-    if isinstance(value, int | float) and not abs(value) <= MAX_NUMBER:  # also NaN
-        raise DataError(f"{path}={value!r:.40} is beyond {MAX_NUMBER}; no network of this program is that large")
+    limit = MAX_FLOAT if isinstance(value, float) else MAX_NUMBER
+    if isinstance(value, int | float) and not abs(value) <= limit:  # also NaN
+        raise DataError(f"{path}={value!r:.40} is beyond {limit}; no network of this program is that large")
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, item in items:
         check_numbers(item, f"{path}.{name}")

@@ -1,4 +1,4 @@
-"""Language models to start from: our own runs, and GPT-2 checkpoints of Hugging Face's layout -> our trunk, exactly.
+"""GPT-2 checkpoints of Hugging Face's layout -> our language model and its trunk, exactly.
 
     theirs                                           ours
     transformer.wte, wpe                             tokens, positions
@@ -8,10 +8,7 @@
 """
 
 import re
-from dataclasses import dataclass
-from pathlib import Path
 
-from pipelines import checkpoint, remote
 from pipelines.schema import DataError
 
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -22,67 +19,8 @@ UNREAD = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias|lm_head\.weig
 ODD = ("scale_attn_by_inverse_layer_idx", "add_cross_attention")  # settings that would compute something else
 
 
-@dataclass(frozen=True)
-class Language:
-    """A language model as an initialisation: settings {vocabulary, context, width, layers, heads, activation}."""
-
-    settings: dict
-    weights: dict  # state dict of models.language.LanguageModel
-    origin: str
-
-
-def load(where):
-    """Language for a run folder or hub name of method=language, or of a Hugging Face GPT-2."""
-    if is_ours(where):
-        bundle = checkpoint.load(where)
-        net = bundle.config["net"]
-        if net["_target_"] != "models.language.LanguageModel":
-            raise DataError(f"{where} holds a {net['_target_']}, no language model; give a run of method=language")
-        return Language({k: v for k, v in net.items() if k != "_target_"}, bundle.net.state_dict(), str(where))
-    config, weights = transformers_model(where)
-    return Language(settings(config), import_weights(weights), str(where))
-
-
-def is_ours(where):
-    """Whether a path or hub name is a hub folder of this program: of a local folder the files say so."""
-    path = Path(where)
-    if path.exists():
-        return not (path / "config.json").is_file()
-    if "/" not in str(where):
-        return False  # such as gpt2
-    try:
-        remote.find(where)
-    except DataError as error:
-        return "has no" not in str(error)  # there, but without our files
-    return True
-
-
-def transformers_model(where):
-    """(config as a dict, state dict on the CPU in float32) of a causal language model; nothing of it is run."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        net, found = AutoModelForCausalLM.from_pretrained(
-            where, dtype="float32", trust_remote_code=False, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise DataError(
-            f"{where} is no language model that can be read ({remote.first_line(error)}); give a run of"
-            " method=language, or a folder or hub name with config.json and weights (safetensors) of a GPT-2"
-        ) from error
-    if found["missing_keys"]:
-        raise DataError(f"{where} lacks the tensors {sorted(found['missing_keys'])[:5]}; copy it again")
-    return net.config.to_dict(), net.state_dict()
-
-
 def settings(config):
     """config.json of a GPT-2 -> settings of our LanguageModel; DataError where ours would compute something else."""
-    if config.get("model_type") != "gpt2":
-        raise DataError(
-            f"model_type {config.get('model_type')!r}: the trunk here is GPT-2's; other architectures are not read"
-        )
     width, activation = config["n_embd"], config.get("activation_function", "gelu_new")
     if activation not in ACTIVATIONS:
         raise DataError(f"activation_function={activation!r}: expected one of {sorted(ACTIVATIONS)}")

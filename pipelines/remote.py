@@ -31,21 +31,34 @@ def find(where):
 
     A missing path whose first folder exists is a slip of the pen, not somebody's repository: `hf://` says otherwise.
     """
-    path, name = Path(where), NAME.fullmatch(str(where).removeprefix(SCHEME))
-    if path.exists() or name is None:
+    path, name = Path(where), named(where)
+    if name is None:
         return Found(path / "model" if (path / "model" / CONFIG).is_file() else path)
+    return download(*name)
+
+
+def named(where):
+    """(repository, revision) of what is a name on the hub; None for what is, or was meant to be, a path here."""
+    name = NAME.fullmatch(str(where).removeprefix(SCHEME))
+    if Path(where).exists() or name is None:
+        return None
     meant = str(where).startswith(SCHEME) or name["revision"] or not Path(name["owner"]).is_dir()
-    return download(name["repo"], name["revision"] or "main") if meant else Found(path)
+    return (name["repo"], name["revision"] or "main") if meant else None
+
+
+def snapshot(repo, revision, files):
+    """Folder with those of `files` (names or patterns) that a hub repository has at a branch, tag or commit."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(files)))
+    except failures() as error:
+        raise DataError(f"{repo}@{revision} (no folder of that name here, so on the hub): {advice(error)}") from error
 
 
 def download(repo, revision):
     """Found for the commit that `revision` (branch, tag or commit) of a hub repository points to."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(FILES)))
-    except failures() as error:
-        raise DataError(f"{repo}@{revision} (no folder of that name here, so on the hub): {advice(error)}") from error
+    folder = snapshot(repo, revision, FILES)
     found = Found(folder, f"{repo}@{folder.name}")
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:

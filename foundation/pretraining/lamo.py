@@ -13,28 +13,47 @@ from foundation.losses.next_token import next_token_loss
 from foundation.pretraining.dt import DecisionTransformerTask
 from foundation.training import made
 from models.adapters import parameters_by_part
+from models.causal_lm import Reader
 from models.language import ACTIVATIONS, LanguageModel
 from models.markov_heads import attention_maps, markov_head_score, uniform_score
-from pipelines import gpt2_release
+from pipelines import checkpoint, language_release
 from pipelines.schema import MASK, TOKENS, DataError
 
 log = logging.getLogger("foundation-policy")
 WATCHED = 64  # windows over which the heads' attention is averaged
 MARKOV = 0.8  # a head with that much attention on the last two tokens counts as a Markov head
+RANDOM = (None, "random")
+DECODER = "models.causal_lm.CausalLM"
+OURS = ("width", "layers", "heads", "activation", "dropout")  # settings of a trunk that is our own
 
 
 class LaMoTask(DecisionTransformerTask):
-    """language: {init: random | run folder or hub name of method=language | path or hub name of a Hugging Face GPT-2,
-    train: full | lora | frozen (what net.trunk was built with), text_weight, text: settings of a token data module,
-    read only if text_weight > 0, seed: of its batches}.
+    """language: {init: random | run folder or hub name of method=language | path or hub name of a causal language model
+    of transformers, train: full | lora | frozen (what net.trunk was built with), text_weight, text: settings of a token
+    data module, read only if text_weight > 0, seed: of its batches}.
     """
+
+    @classmethod
+    def configured(cls, net, method, init):
+        """The network's config, with the decoder of language.init (or of the policy `init`) as trunk if not our own."""
+        where = method["language"]["init"]
+        if where not in RANDOM:
+            decoder = language_release.architecture(where)
+        else:
+            decoder = None if init is None else decoder_in(checkpoint.load(init).config["net"])
+        if decoder is None:
+            return net
+        check_length(net, decoder, init if where in RANDOM else where)
+        trunk = {**net["trunk"], "trunk": {"_target_": DECODER, "architecture": decoder}}
+        return {name: value for name, value in net.items() if name not in OURS} | {"trunk": trunk}
 
     def __init__(self, net, optimizer, language, **options):
         super().__init__(net, optimizer, **options)
-        self.text_weight, self.pretrained = language["text_weight"], language["init"] not in (None, "random")
-        found = gpt2_release.load(language["init"]) if self.pretrained else None
+        self.text_weight, self.pretrained = language["text_weight"], language["init"] not in RANDOM
+        found = language_release.load(language["init"]) if self.pretrained else None
         if found is not None:
             start_from(net.trunk, found)
+            self.started = f"the language model `{found.origin}`"
         if self.text_weight > 0:
             self.text = made(language["text"], steps=0, seed=language["seed"])
             self.reader = reader(net.trunk, self.text, found, language["train"] == "full")
@@ -63,8 +82,32 @@ class LaMoTask(DecisionTransformerTask):
         return numbers | (head_scores(self.net.eval(), data.validation or data.dataset) if self.pretrained else {})
 
 
+def decoder_in(net):
+    """The architecture of the decoder in a policy's config; None where its trunk is our own."""
+    trunk = (net.get("trunk") or {}).get("trunk") or {}
+    return trunk.get("architecture") if trunk.get("_target_") == DECODER else None
+
+
+def check_length(net, decoder, where):
+    """DataError where a window has more tokens than the decoder has positions."""
+    known, n = decoder.get("max_position_embeddings"), net["context"] * (1 if net["layout"] == "merged" else 3)
+    if known is not None and n > known:
+        raise DataError(f"{where} reads {known} tokens at once, {net['context']} steps are {n}: set method.net.context")
+
+
 def start_from(trunk, found):
     """Copies a language model's trunk; DataError with both sizes where they differ."""
+    if found.model is None:
+        check_sizes(trunk, found)
+    inner = {n.removeprefix("trunk."): value for n, value in found.weights.items() if n.startswith("trunk.")}
+    try:
+        trunk.load_base(inner)
+    except ValueError as error:
+        raise DataError(f"method.language.init={found.origin} does not fit the policy's trunk: {error}") from error
+
+
+def check_sizes(trunk, found):
+    """DataError with the sizes of a GPT and the policy's where they differ."""
     ours = {
         "width": trunk.width, "layers": len(trunk.blocks), "heads": trunk.blocks[0].attention.heads,
         "activation": next(n for n, make in ACTIVATIONS.items() if repr(make()) == repr(trunk.blocks[0].activation)),
@@ -73,22 +116,21 @@ def start_from(trunk, found):
     if ours != theirs:
         wanted = " ".join(f"method.net.{name}={value}" for name, value in theirs.items() if ours[name] != value)
         raise DataError(f"method.language.init={found.origin} has {theirs}, the policy's trunk {ours}; set {wanted}")
-    inner = {n.removeprefix("trunk."): value for n, value in found.weights.items() if n.startswith("trunk.")}
-    try:
-        trunk.load_base(inner)
-    except ValueError as error:
-        raise DataError(f"method.language.init={found.origin} does not fit the policy's trunk: {error}") from error
 
 
 def reader(trunk, text, found, learns):
-    """The LanguageModel around the policy's trunk, with the embeddings of the one it began as; random without one."""
+    """The language model around the policy's trunk, with the embeddings of the one it began as; random without one."""
     vocabulary, length = text.source.vocabulary, text.length
     size = found.settings if found else {"vocabulary": vocabulary, "context": length}
-    if size["vocabulary"] != vocabulary or size["context"] < length:
+    foreign = found is not None and found.model is not None  # its table may have more rows than there are tokens
+    fits = vocabulary <= size["vocabulary"] if foreign else vocabulary == size["vocabulary"]
+    if not fits or (size["context"] is not None and size["context"] < length):
         raise DataError(
             f"the language model has {size['vocabulary']} kinds of tokens and reads {size['context']} at once, the text"
             f" has {vocabulary} in sequences of {length}; give method.language.text what the model was trained on"
         )
+    if foreign:
+        return Reader(found.model.requires_grad_(learns).train(), trunk.trunk)
     net = LanguageModel(size["vocabulary"], size["context"], trunk.width, None, None, trunk=trunk)
     for layer, name in ((net.tokens, "tokens.weight"), (net.positions, "positions.weight")):
         if found:
@@ -103,6 +145,9 @@ def head_scores(net, windows):
     chosen = places[np.linspace(0, len(places) - 1, min(WATCHED, len(places))).astype(int)]
     batch = windows.__getitems__(chosen)
     maps = attention_maps(net.trunk, lambda: net.latent(batch))
+    if not maps:
+        log.info("this decoder does not say where its heads look")
+        return {}
     mask = batch[MASK].repeat_interleave(net.tokens(batch).shape[2], 1)[:, : maps[0].shape[-1]]
     scores = [markov_head_score(attention, mask).tolist() for attention in maps]
     even, flat = uniform_score(mask), [score for layer in scores for score in layer]

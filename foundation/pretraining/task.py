@@ -20,6 +20,13 @@ class PretrainTask(L.LightningModule):
     optimizer: {lr, weight_decay, betas, warmup_steps, schedule: linear | cosine | constant}; only matrices decay.
     """
 
+    started = None  # initial weights in words, where they came by neither init= nor chance
+
+    @classmethod
+    def configured(cls, net, method, init):
+        """The network's config with what follows from the method's other settings, or from init=, filled in."""
+        return net
+
     def __init__(self, net, optimizer):
         super().__init__()
         self.net = net

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 from pipelines.schema import DataError
 
@@ -70,7 +71,16 @@ def by_label(where):
     return Labeller(where, Settings(), "cpu").bundle
 
 
-LOADERS = {"hub": by_hub, "policy": by_policy, "init": by_init, "label": by_label}
+def by_language(where):
+    """As method=lamo's language.init= does; in place of the sha256 the sum of its weights."""
+    from pipelines import language_release
+
+    found = language_release.load(where)
+    assert language_release.architecture(where)["model_type"] == "llama"
+    return SimpleNamespace(sha256=sum(float(value.sum()) for value in found.weights.values()), origin=found.origin)
+
+
+LOADERS = {"hub": by_hub, "policy": by_policy, "init": by_init, "label": by_label, "language": by_language}
 
 
 def serve():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from foundation import hub
 from models.heads import FactoredHead
@@ -124,6 +125,24 @@ def test_every_command_takes_a_name(server, client, tmp_path):
         client.load("ann/idm", "policy")
     with pytest.raises(DataError, match="ann/policy is no labeller"):
         client.load("ann/policy", "label")
+
+
+def test_a_language_model_comes_without_what_else_lies_there(server, client, offline, tmp_path):
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    net = LlamaForCausalLM(LlamaConfig(**size, vocab_size=20))
+    net.save_pretrained(tmp_path)
+    others = dict.fromkeys(("code.py", "pytorch_model.bin", "consolidated.safetensors"), b"raise SystemExit")
+    kept = {name: (tmp_path / name).read_bytes() for name in ("config.json", "model.safetensors")}
+    oid = server.commit("ann/llama", {**kept, **others})
+    server.requests.clear()
+    found = client.load(f"ann/llama@{oid}", "language")
+    decoder = {name: value for name, value in net.model.state_dict().items() if not name.startswith("embed_tokens")}
+    assert found["origin"] == f"ann/llama@{oid}"
+    assert found["sha256"] == pytest.approx(sum(float(value.sum()) for value in decoder.values()), abs=1e-3)
+    assert not [path for _, path in server.requests if any(name in path for name in others)]
+    assert offline.load(f"ann/llama@{oid}", "language") == found
+    with pytest.raises(DataError, match=r"ann/absent@main .*check the name"):
+        client.load("ann/absent", "language")
 
 
 def test_a_cut_download_goes_on_where_it_stopped(server, client, model):
