@@ -164,6 +164,8 @@ def main(cfg):
         raise DataError("every and median are at least 1, max_flagged lies in [0, 1]")
     embed = embedding.build(cfg.embedding, cfg.clip_model)
     shards = Shards(cfg.clips) if cfg.clips else None
+    if shards is not None:
+        shards.check_frames()
     classifier, numbers = obtain(cfg, embed)
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)

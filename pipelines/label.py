@@ -80,6 +80,7 @@ def open_inputs(cfg):
     shards = open_clips(cfg)
     if not shards.entries:
         raise DataError(f"{cfg.clips} holds no clips; make some with `python -m pipelines.ingest`")
+    shards.check_frames()
     labeller = make_labeller(cfg)
     if labeller.bundle.origin:
         cfg.idm = labeller.bundle.origin  # the commit: worker processes must not see a branch move

@@ -29,10 +29,10 @@ def main(cfg):
         print(f"adopted {tars.adopt(cfg.shards)} tars")
     if cfg.gc:
         print(f"deleted {gc.collect(cfg.shards)} files that no manifest names")
-    shards = Shards(cfg.shards, verify=cfg.verify)
+    shards = Shards(cfg.shards, verify=cfg.verify or None, on_damage=cfg.on_damage)  # None: as on_damage needs it
     if not shards.entries:
         raise DataError(f"{cfg.shards} holds no samples")
-    summary = totals(shards)
+    summary = totals(shards) | {f"set_aside_{name}": n for name, n in shards.set_aside.items() if n}
     print_facts(shards, summary)
     if cfg.actions:
         summary |= action_statistics(shards)

@@ -34,7 +34,8 @@ ODD = (ValueError, EOFError, KeyError, OverflowError, RuntimeError, SyntaxError,
 MAX_JSON_BYTES = 16 << 20
 MAX_ARRAY_BYTES = 1 << 30  # of one sample, unpacked
 SHOWN = 3  # damaged shards named in one message
-REMEDY = "make the shard again, or leave it out with on_damage=set_aside"
+GO_ON = "go on without what is damaged where the command has on_damage=set_aside (in training data.on_damage)"
+REMEDY = f"make the shard again, or {GO_ON}"
 log = logging.getLogger("foundation-policy")
 
 
@@ -85,7 +86,7 @@ class Shards:
             if on_damage == "stop":
                 raise DataError(
                     f"{message}. Delete them and re-run the command that made them, it redoes only these (`python -m"
-                    f" pipelines.verify shards={self.root}` lists all), or go on without them: on_damage=set_aside"
+                    f" pipelines.verify shards={self.root}` lists all), or {GO_ON}"
                 )
             log.warning("%s. Set aside with %d samples", message, self.set_aside["samples"])
         if found.open:
@@ -110,6 +111,15 @@ class Shards:
     def check(self, file):
         """ShardError unless the bytes of a shard are those that its manifest was written for."""
         tars.check_sha256(self.folder, self._by_file[file])
+
+    def check_frames(self):
+        """DataError for episodes of vectors where video is expected."""
+        vectors = next((entry.key for entry in self.entries if entry.meta.get("spaces")), None)
+        if vectors is not None:
+            raise DataError(
+                f"{self.root} holds trajectories of vectors, e.g. {vectors}, where video is expected; they have their"
+                " actions, and `python -m foundation.pretrain method=dt` (or lamo, mddt) trains on them"
+            )
 
     def __len__(self):
         return len(self.entries)

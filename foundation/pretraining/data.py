@@ -67,6 +67,7 @@ class ShardData(L.LightningDataModule):
             raise DataError(f"{what} is not set; give a folder of shards (python -m pipelines.ingest makes them)")
         options = {"on_damage": self.on_damage}
         shards = Kept(root, keep, **options) if keep else Shards(root, **options)
+        shards.check_frames()
         self.set_aside.update({f"data/set_aside_{name}": n for name, n in shards.set_aside.items() if n})
         return shards
 

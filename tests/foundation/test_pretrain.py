@@ -12,6 +12,7 @@ from foundation.training import made
 from pipelines.command import CONFIGS, execute
 from pipelines.schema import DataError
 from pipelines.video import scan
+from tests.foundation.vector_world import write_pushes
 
 SMALL = {
     "idm": ["method.net.channels=[4,8,8]", "method.net.dim=32", "method.net.heads=2", "method.net.window=16",
@@ -126,6 +127,8 @@ def test_missing_or_actionless_data_is_explained(make_play, tmp_path):
     make_play(tmp_path / "clips", videos=1, actions=False)
     with pytest.raises(DataError, match="label it first"):
         run("vpt", tmp_path / "run", tmp_path / "clips")
+    with pytest.raises(DataError, match=r"trajectories of vectors, e.g. .*method=dt"):
+        run("vpt", tmp_path, write_pushes(tmp_path / "pushes", 2))
 
 
 def test_an_unknown_schedule_is_refused(play_shards, tmp_path):

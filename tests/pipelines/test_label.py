@@ -18,6 +18,7 @@ from pipelines.pixels import encode
 from pipelines.schema import DataError, SampleMeta
 from pipelines.shards import Shards, ShardWriter
 from pipelines.windows import label_run
+from tests.foundation.vector_world import write_pushes
 
 SIZE, FPS, CLIP = (32, 32), 17.5, 20
 NET = {"_target_": "models.inverse_dynamics.InverseDynamics", "height": 32, "width": 32, "n_keys": 6, "n_bins": 15,
@@ -215,6 +216,12 @@ def test_clips_that_do_not_fit_the_labeller_are_told(world, tmp_path, fields, me
     clips = make_clips(tmp_path / "clips", videos=1, clips_per_video=1, **fields)
     with pytest.raises(DataError, match=message):
         run((clips, world[1]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_trajectories_of_vectors_are_told_as_such(world, tmp_path):
+    with pytest.raises(DataError, match=r"trajectories of vectors, e.g. .*method=dt"):
+        run((write_pushes(tmp_path / "pushes", 2), world[1]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -44,6 +44,17 @@ def test_facts_and_statistics(shards, capsys, tmp_path):
     assert (frame.height, frame.width) == (2 * 32, 8 * 40)
 
 
+def test_a_damaged_shard_is_left_out_as_the_message_says(shards, tmp_path):
+    encode(videos.scene(40, seed=1), 20, tmp_path / "in" / "b.mp4")
+    ingest(tmp_path / "in", shards, clip_frames=20, actions="auto")
+    assert look(shards=shards)["samples"] == 4
+    min(shards.glob("*.tar")).unlink()
+    with pytest.raises(DataError, match=r"is missing.*on_damage=set_aside"):
+        look(shards=shards)
+    summary = look(shards=shards, on_damage="set_aside")
+    assert (summary["samples"], summary["set_aside_shards"], summary["set_aside_samples"]) == (2, 1, 2)
+
+
 def test_nothing_to_see(tmp_path):
     with pytest.raises(DataError, match="set shards"):
         look()
