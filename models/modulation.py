@@ -36,7 +36,15 @@ class LowRank(nn.Module):
         self.scale = alpha / rank
 
     def forward(self, x, y, slots, on):
-        return y + self.scale * on * (x @ self.a[slots] @ self.b[slots])  # b n o
+        b = self.b[slots] * (self.scale * on)  # b r o; scaled here, where it is small
+        return torch.baddbmm(y, x @ self.a[slots], b)  # b n o
+
+    def folded(self, slot, weight, bias, inner):
+        """(weight [o i], bias [o]) of a linear layer that does the same for a slot; inner: x is its own output."""
+        a, b = self.a[slot], self.b[slot] * self.scale  # i r, r o
+        if not inner:
+            return weight + (a @ b).T, bias
+        return weight + b.T @ (a.T @ weight), bias + bias @ a @ b
 
 
 class Factor(nn.Module):
@@ -48,6 +56,11 @@ class Factor(nn.Module):
 
     def forward(self, x, y, slots, on):
         return y * torch.where(on, self.factor[slots][:, None], 1.0)
+
+    def folded(self, slot, weight, bias, inner):
+        """As LowRank's; inner: of the layer that takes the result, whose inputs are multiplied."""
+        factor = self.factor[slot]
+        return (weight * factor, bias) if inner else (weight * factor[:, None], bias * factor)
 
 
 class Modulated(nn.Module):
@@ -75,6 +88,7 @@ class Modulated(nn.Module):
         self.register_buffer("task", torch.zeros((), dtype=torch.long))  # in training
         self.register_buffer("acted", torch.zeros(slots, dtype=torch.long), persistent=False)  # steps, for whoever asks
         make = partial(LowRank, slots, rank=rank, alpha=alpha, spread=spread) if kind == "lora" else None
+        self.folds = []  # (modulator, linear layer, `inner` of its `folded`)
         self.modulators = nn.ModuleList(self._attach(block, slots, make) for block in base.trunk.blocks)
         self._now = None  # (slots [b], bool [b 1 1]) of the pass that runs
 
@@ -87,6 +101,9 @@ class Modulated(nn.Module):
         else:
             layers = {"key": block.attention.key, "value": block.attention.value, "hidden": block.activation}
             made = {"key": Factor(slots, d), "value": Factor(slots, d), "hidden": Factor(slots, hidden)}
+        place = {"query": block.attention.query, "key": block.attention.key, "value": block.attention.value}
+        place["hidden"] = block.up if make is not None else block.down  # the linear layers that modulators fold into
+        self.folds += [(made[name], place[name], name == "hidden") for name in made]
         for name, layer in layers.items():
             layer.register_forward_hook(partial(self._modulate, made[name], name == "hidden"))
         return nn.ModuleDict(made)
@@ -97,13 +114,28 @@ class Modulated(nn.Module):
 
     @contextmanager
     def modulating(self, slots):
-        """The base runs with these slots, int [b]."""
-        on = slots >= 0
+        """The base runs with these slots, int [b]. Without gradients, one slot for all is folded into the weights."""
+        on, one = slots >= 0, slots[:1]
+        if not torch.is_grad_enabled() and (slots == one).all() and one >= 0:
+            with self._folding(int(one)):
+                yield
+            return
         self._now = (slots.clamp(min=0), on[:, None, None]) if on.any() else None
         try:
             yield
         finally:
             self._now = None
+
+    @contextmanager
+    def _folding(self, slot):
+        own = [(layer.weight.data, layer.bias.data) for _, layer, _ in self.folds]
+        try:
+            for (modulator, layer, inner), tensors in zip(self.folds, own, strict=True):
+                layer.weight.data, layer.bias.data = modulator.folded(slot, *tensors, inner)
+            yield
+        finally:
+            for (_, layer, _), tensors in zip(self.folds, own, strict=True):
+                layer.weight.data, layer.bias.data = tensors
 
     # which slot
 

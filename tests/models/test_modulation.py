@@ -44,6 +44,21 @@ def test_every_sample_gets_its_own_slot():
         torch.testing.assert_close(said(net(alone)[0])[0], said(mixed)[row], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["lora", "ia3"])
+def test_one_slot_for_all_is_folded_into_the_weights(kind):
+    net = modulated(kind=kind, select="oracle")
+    window = {**window_of(net), "task": torch.ones(B, dtype=torch.long)}
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with torch.no_grad():
+        slot = int(net(window)[1][0][0])
+        net.keys[[i for i in (2, 3) if i != slot]] = -net.keys[slot]  # all rows take the same one
+        folded = said(net(window)[0])
+    hooked = said(net(window)[0])  # with gradients, nothing is folded
+    assert (said(net.base(window)[0]) - hooked).abs().max() > 1e-3
+    torch.testing.assert_close(folded, hooked.detach(), rtol=0, atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items() if "base" in name)
+
+
 def test_low_rank_changes_by_hand():
     net = modulated()
     window = window_of(net)
