@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from foundation.envs import registry
-from foundation.envs.behaviour import Behaviour, assign, play, variants
+from foundation.envs.behaviour import Behaviour, assign, loaded, play, trained, variants
 from pipelines import manifest as disk
 from pipelines import schema, workers
 from pipelines.ingest import claim
@@ -51,7 +51,10 @@ class Job:
     def settings(self):
         """What the stored bytes depend on."""
         tasks = {task["name"]: task["env"] for task in self.tasks}
-        return {"version": CODE_VERSION, "tasks": tasks, "collection": self.collection, "seed": self.seed}
+        found = {"version": CODE_VERSION, "tasks": tasks, "collection": self.collection, "seed": self.seed}
+        if played_by_policy(self.collection):
+            found["policy"] = loaded(self.collection["policy"]).sha256
+        return found
 
     def fingerprint(self):
         return hashlib.sha256(disk.to_json(self.settings())).hexdigest()[:16]
@@ -100,8 +103,17 @@ def make_job(cfg, tasks):
         raise DataError(f"states.episodes={values['episodes']} and states.chunk={values['chunk']} must be at least 1")
     if values["stop_after"] is not None and values["stop_after"] < 0:
         raise DataError(f"states.stop_after={values['stop_after']}: expected steps of at least 0, or null")
-    variants(values)
+    if values["target"] is None:
+        del values["target"]
+    if played_by_policy(values):
+        loaded.cache_clear()  # there may be another one at the same place
+        for task in tasks:  # before the first worker plays
+            trained(environment(json.dumps(task)), values["policy"], values.get("target"))
     return Job(tuple(tasks), values, int(cfg.run.seed), Path(cfg.out).absolute())
+
+
+def played_by_policy(values):
+    return any(variant.behaviour == "policy" for variant, _ in variants(values))
 
 
 def plan(job):
@@ -158,7 +170,7 @@ def add_episode(writer, job, unit, number, variant):
     """Plays an episode and writes it unless it is to be left out -> its row of the record."""
     task, values = unit.task["name"], job.collection
     env, (seed, rng) = environment(json.dumps(unit.task)), randomness(job.seed, task, number)
-    behaviour = Behaviour(env, variant, rng, values["policy"])
+    behaviour = Behaviour(env, variant, rng, values["policy"], values.get("target"))
     arrays, success = play(env, behaviour, seed, values["label"], values["stop_after"])
     if success is None and (values["keep"] == "successes" or values["stop_after"] is not None):
         raise DataError(f"{task} does not say what success is; use states.keep=all and states.stop_after=null")
@@ -181,7 +193,9 @@ def randomness(seed, task, number):
 @lru_cache(ENVIRONMENTS)
 def environment(task):
     """The environment of a task, given as JSON."""
-    return registry.make(json.loads(task))
+    env = registry.make(json.loads(task))
+    env.tags = {"task": json.loads(task)["name"]}  # as in evaluations: policies of several tasks go by it
+    return env
 
 
 def record_path(job, unit):

@@ -1,10 +1,15 @@
 """Who plays when episodes of vectors are collected: scripted, random or trained, made worse on request."""
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from types import SimpleNamespace
 
 import numpy as np
 
-from pipelines import checkpoint, schema
+from foundation.actors import SequenceActor
+from foundation.evaluate import check_spaces, load_policy
+from foundation.rollout import Frame
+from pipelines import schema
 from pipelines.schema import DataError
 
 KINDS = ("scripted", "random", "policy")
@@ -63,14 +68,19 @@ def assign(found, n):
 
 
 class Behaviour:
-    """observation [s] -> (clean action, executed action), both as the environment takes them."""
+    """observation [s] -> (clean action, executed action), both as the environment takes them, for one episode.
 
-    def __init__(self, env, variant, rng, address=None):
+    address, target: of a trained policy, and the return that it is asked for. `told(reward)` follows every step.
+    """
+
+    def __init__(self, env, variant, rng, address=None, target=None):
         self.spaces, self.variant, self.rng = env.spaces, variant, rng
-        makers = {"scripted": env.scripted, "random": lambda: self._random, "policy": lambda: trained(address)}
+        makers = {"scripted": env.scripted, "random": lambda: self._random}
+        makers["policy"] = lambda: trained(env, address, target)
         self.policy = makers[variant.behaviour]()
         if self.policy is None:
             raise DataError("this task has no scripted policy; collect with states.behaviour=random")
+        self.told = getattr(self.policy, "told", lambda reward: None)
 
     def __call__(self, observation):
         clean, spaces, noise = self.policy(observation), self.spaces, self.variant.noise
@@ -88,12 +98,37 @@ class Behaviour:
         return self.rng.uniform(self.spaces.low, self.spaces.high).astype(np.float32)
 
 
-def trained(address):
-    """The policy of a run folder as observation -> action; DataError, as none of this version acts on vectors."""
+def trained(env, address, target=None):
+    """The policy of a run folder or hub name for one episode; DataError if there is none, or it was made for others."""
     if address is None:
-        raise DataError("behaviour=policy needs states.policy=<run folder or hub name>")
-    net = checkpoint.load(address).net
-    raise DataError(f"{address} holds a {type(net).__name__}, which does not act on vectors; use scripted or random")
+        raise DataError("states.behaviour=policy needs states.policy=<run folder or hub name>")
+    bundle, task = loaded(address), getattr(env, "tags", {}).get("task", type(env).__name__)
+    check_spaces(bundle, env, f"states.policy={address}", task)
+    if target is None:  # what fine-tuning asked for last, as in evaluations
+        target = bundle.statistics.get("targets", {}).get(task)
+    return Trained(env, SequenceActor(bundle, target))
+
+
+loaded = lru_cache(1)(load_policy)  # it plays thousands of episodes
+
+
+class Trained:
+    """observation [s] -> action, greedily, of a sequence policy that hears of the rewards in between."""
+
+    def __init__(self, env, actor):
+        self.spaces, self.actor, self.reward = env.spaces, actor, None
+        actor.start([SimpleNamespace(environment=env)])
+
+    def told(self, reward):
+        self.reward = reward
+
+    def __call__(self, observation):
+        reward = np.float32([self.reward or 0.0])
+        frame = Frame(np.float32(observation)[None], np.array([self.reward is None]), np.array([True]), reward)
+        (action,) = self.actor.act(frame)
+        if self.spaces.n_actions is not None:
+            return int(action)
+        return np.clip(action, self.spaces.low, self.spaces.high).astype(np.float32)
 
 
 def play(env, behaviour, seed, label, stop_after=None):
@@ -106,6 +141,7 @@ def play(env, behaviour, seed, label, stop_after=None):
     while True:
         clean, executed = behaviour(observation)
         following, reward, terminated, truncated, info = env.step(executed)
+        behaviour.told(reward)
         if "success" in info:
             success = bool(success) or info["success"]
         if stop_after is not None and success and not terminated:
