@@ -51,7 +51,7 @@ def main(cfg):
         bundle, data = begin(cfg, folder, worlds)
         start = resume_path(folder, cfg.resume, plain(cfg))
         acting = {name: algo["stream"].pop(name, value) for name, value in FIXED.items()}
-        asked = floors(worlds, bundle, data and data.data)
+        asked = floors(worlds, bundle, data and data.data, cfg.target)
         targets = Targets(cfg.target, asked, acting["target_factor"], acting["recent"], bundle.statistics)
         quiet = dataclasses.replace(bundle, statistics=without_quantiles(bundle.statistics))
         score = Scores(cfg, tasks, quiet, targets, n)

@@ -14,12 +14,13 @@ import re
 
 import torch
 
-from pipelines.gpt2_release import ACTIVATIONS, BLOCK, flipped, import_trunk, taken
+from pipelines.gpt2_release import ACTIVATIONS, BLOCK, flipped, import_trunk, odd_settings, taken
 from pipelines.schema import DataError
 
 UNREAD = re.compile(
     r"encoder\.(wte\.weight|wpe\.weight|h\.\d+\.attn\.(masked_)?bias)|predict_(state|return)\.(weight|bias)"
 )
+LOG_STD = -1.0  # of the actions: theirs have no spread
 OUTER = {
     "embed_ln": "embed_norm", "embed_state": "embed_state",
     "embed_return": "embed_condition", "embed_action": "embed_action", "predict_action.0": "head",
@@ -51,19 +52,40 @@ def net_config(config):
     activation = config.get("activation_function", "relu")
     if activation not in ACTIVATIONS:
         raise DataError(f"activation_function={activation!r} of the checkpoint: expected one of {sorted(ACTIVATIONS)}")
-    if config.get("n_inner") not in (None, 4 * config.get("hidden_size", 128)):
-        raise DataError(f"n_inner={config['n_inner']} of the checkpoint: only 4 x hidden_size is known here")
+    odd = odd_settings(config, config.get("hidden_size", 128))
+    if odd:
+        raise DataError(f"the checkpoint sets {odd} unlike GPT-2; our trunk would compute something else")
     return {
         "_target_": "models.decision_transformer.DecisionTransformer",
         "state_dim": config.get("state_dim", 17), "action_dim": config.get("act_dim", 4),
+        "n_actions": None, "condition_dim": 1, "layout": "interleaved", "embed": "linear", "time": "before",
         "context": config.get("context_size", 20), "max_timestep": config.get("max_ep_len", 4096),
         "width": config.get("hidden_size", 128), "layers": config.get("n_layer", 3), "heads": config.get("n_head", 1),
         "activation": ACTIVATIONS[activation], "dropout": config.get("resid_pdrop", 0.1),
-        "head": "tanh" if config.get("action_tanh", True) else "linear",
+        "head": "tanh" if config.get("action_tanh", True) else "linear", "log_std": LOG_STD, "auxiliary": False,
     }  # fmt: skip
 
 
-def import_weights(theirs, log_std=-1.0):
+def their_config(settings):
+    """All settings of a DecisionTransformer of ours -> entries of their config.json."""
+    names = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new"}
+    return {
+        "architectures": ["DecisionTransformerModel"], "model_type": "decision_transformer",
+        "state_dim": settings["state_dim"], "act_dim": settings["action_dim"], "max_ep_len": settings["max_timestep"],
+        "hidden_size": settings["width"], "n_layer": settings["layers"], "n_head": settings["heads"],
+        "n_positions": positions(settings["context"]), "vocab_size": 1, "action_tanh": settings["head"] == "tanh",
+        "activation_function": names[settings["activation"]],
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), settings["dropout"]),
+        "bos_token_id": None, "eos_token_id": None,
+    }  # fmt: skip
+
+
+def positions(context):
+    """Rows of wpe, of which old versions of transformers make their causal mask: enough for the tokens of a window."""
+    return max(1024, 3 * context)
+
+
+def import_weights(theirs, log_std=LOG_STD):
     """State dict of theirs -> state dict of ours; DataError names tensors that are missing or have no place."""
     left = dict(theirs)
     ours = {f"trunk.{name}": value for name, value in import_trunk(left, "encoder.").items()}
@@ -72,7 +94,7 @@ def import_weights(theirs, log_std=-1.0):
     if "encoder.wpe.weight" in left:
         ours["embed_norm.bias"] = ours["embed_norm.bias"] + left["encoder.wpe.weight"][0]
     ours["embed_time.weight"] = taken(left, "embed_timestep.weight")
-    ours["log_std"] = torch.full((len(ours["head.bias"]),), float(log_std))  # theirs has no spread
+    ours["log_std"] = torch.full((len(ours["head.bias"]),), float(log_std))
     unknown = [name for name in left if not UNREAD.fullmatch(name)]
     if unknown:
         raise DataError(f"the checkpoint holds tensors that no Decision Transformer has: {unknown[:5]}")
@@ -98,7 +120,7 @@ def export_weights(net):
         move(target, source)
     theirs["embed_timestep.weight"] = ours["embed_time.weight"]
     width = net.width
-    theirs["encoder.wpe.weight"] = torch.zeros(1024, width)
+    theirs["encoder.wpe.weight"] = torch.zeros(positions(net.context), width)
     theirs["encoder.wte.weight"] = torch.zeros(1, width)
     for name, size in (("state", net.state_dim), ("return", net.condition_dim)):
         theirs |= {f"predict_{name}.weight": torch.zeros(size, width), f"predict_{name}.bias": torch.zeros(size)}

@@ -24,16 +24,22 @@ def settings(config):
     width, activation = config["n_embd"], config.get("activation_function", "gelu_new")
     if activation not in ACTIVATIONS:
         raise DataError(f"activation_function={activation!r}: expected one of {sorted(ACTIVATIONS)}")
-    odd = [name for name in ODD if config.get(name)]
-    odd += ["n_inner"] if config.get("n_inner") not in (None, 4 * width) else []
-    odd += ["scale_attn_weights"] if not config.get("scale_attn_weights", True) else []
-    odd += ["layer_norm_epsilon"] if abs(config.get("layer_norm_epsilon", 1e-5) - 1e-5) > 1e-12 else []
+    odd = odd_settings(config, width)
     if odd:
         raise DataError(f"the checkpoint sets {odd} unlike GPT-2; our trunk would compute something else")
     return {
         "vocabulary": config["vocab_size"], "context": config["n_positions"], "width": width,
         "layers": config["n_layer"], "heads": config["n_head"], "activation": ACTIVATIONS[activation],
     }  # fmt: skip
+
+
+def odd_settings(config, width):
+    """Names of what a config.json sets so that our trunk would compute something else."""
+    odd = [name for name in ODD if config.get(name)]
+    odd += ["n_inner"] if config.get("n_inner") not in (None, 4 * width) else []
+    odd += ["scale_attn_weights"] if not config.get("scale_attn_weights", True) else []
+    odd += ["layer_norm_epsilon"] if abs(config.get("layer_norm_epsilon", 1e-5) - 1e-5) > 1e-12 else []
+    return odd
 
 
 def import_weights(theirs):

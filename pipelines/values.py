@@ -72,19 +72,19 @@ SHARES = (
     lambda value: list_of(is_number)(list(value.values()) if is_group(value) else value),
 )
 TABLE = {  # of names that are null, empty, required or taken from elsewhere in the YAML
-    TEXT: "after answers artifact basedir best clean clip_model clips cursor_image dir format from idm init keep labels"
-    " logs message model nulls out policy reference repo revision sheet shards targets task to tokenizer train truth"
-    " weights",
+    TEXT: "after answers artifact basedir best clean clip_model clips cursor_image dir dt format from idm init keep"
+    " labels logs message model nulls out policy reference repo revision sheet shards targets task to tokenizer train"
+    " truth weights",
     ("text or a list of texts", any_of(is_text, list_of(is_text))): "runs videos",
     LISTS[TEXT]: "also observation only pretrained",
-    COUNT: "action_dim camera_null camera_on episode_steps episodes height length limit max_timestep n_actions n_bins"
-    " n_buttons n_camera n_keys state_dim stop_after stride threads vocabulary width workers",
-    NUMBER: "fps hours noise target_entropy timeout_seconds",
+    COUNT: "action_dim camera_null camera_on context episode_steps episodes height length limit max_timestep n_actions"
+    " n_bins n_buttons n_camera n_keys state_dim stop_after stride threads vocabulary width workers",
+    NUMBER: "fps hours noise returns_scale target_entropy timeout_seconds",
     BOOL: "carry greedy",
     GROUP: "augment base numbers tags where",
     ("a number or text", is_label): "return_scale validation",
     ("a number, text or a list of them", any_of(is_label, list_of(is_label))): "target",
-    ("a number or a list of numbers", any_of(is_number, list_of(is_number))): "high low scale",
+    ("a number or a list of numbers", any_of(is_number, list_of(is_number))): "high low scale state_mean state_std",
     ("a number or tags, {name: value}", any_of(is_number, is_group)): "best_return random_return",
     SHARES: "mix",
 }

@@ -19,6 +19,7 @@ from pipelines import schema
 from pipelines.schema import DataError
 from pipelines.trajectories import STEPWISE, Trajectories
 from pipelines.trajectory_windows import returns_of
+from pipelines.values import is_number
 
 
 class Recorded(gymnasium.Wrapper):
@@ -108,8 +109,13 @@ class Targets:
             self.recent[task].extend(returns)
 
 
-def floors(tasks, bundle, data):
-    """{task: 0.9-quantile of the offline returns in it; of all where none has its tag; the policy's without data}"""
+def floors(tasks, bundle, data, fixed=None):
+    """{task: 0.9-quantile of the offline returns in it; of all where none has its tag; the policy's without data}
+
+    fixed: the number that is asked for anyway; a policy that does not know the returns of its data needs one.
+    """
+    if data is None and is_number(fixed):
+        return dict.fromkeys(tasks, float(fixed))
     if data is None:
         return {task: target_return(None, returns_of({"task": task}, bundle.statistics)) for task in tasks}
     own = {task: [t.get("task") == task for t in data.tags] for task in tasks}
