@@ -2,11 +2,13 @@
 
     query: the mean of the state tokens before the first block     key: that of the nearest slot, by cosine
     slot:  lora = low-rank changes of queries, values and of the 4d-wide hidden layer; ia3 = factors of keys, values and
-           of the activated hidden layer (Liu et al. 2022)
+           of the activated hidden layer (Liu et al. 2022); adapter = bottlenecks behind attention and hidden layer;
+           prompt = tokens before the window; prefix = keys and values before those of each block
 
-A new slot changes nothing, bit for bit. While a task is trained, slots that earlier tasks used are all but excluded by
-their inverse frequency, so that what those learned stays; acting knows of no tasks. How often each task used each slot
-is part of the state, as the release's is not: there a run that was stopped forgets which slots are taken.
+A new slot changes nothing, bit for bit, unless it is a prompt or a prefix. While a task is trained, slots that earlier
+tasks used are all but excluded by their inverse frequency, so that what those learned stays; acting knows of no tasks.
+How often each task used each slot is part of the state, as the release's is not: there a run that was stopped forgets
+which slots are taken.
 """
 
 from contextlib import contextmanager
@@ -18,49 +20,14 @@ from torch.nn import functional as F
 
 from models.bins import Autoregressive
 from models.decision_transformer import check, histories, remember
+from models.modulators import Bottleneck, Factor, LowRank, Tokens
 
-KINDS, SELECT = ("lora", "ia3"), ("cosine", "oracle", "sticky")
+KINDS, SELECT = ("lora", "ia3", "adapter", "prompt", "prefix"), ("cosine", "oracle", "sticky")
+FOLDED, TOKENS = ("lora", "ia3"), ("prompt", "prefix")
+TAKES = ("x", "read", "memory", "visible")  # the trunk's arguments
 SHARED = ("layout", "n_actions", "context", "max_timestep", "state_dim", "action_dim")
 RARE = 1e-6  # added to frequencies: a slot that was never used weighs up to a million times one that was
 NONE = -1  # no slot: the frozen policy
-
-
-class LowRank(nn.Module):
-    """y + alpha / rank * x A B with A [i r], B [r o] of each sample's slot; B starts at 0."""
-
-    def __init__(self, slots, inputs, outputs, rank, alpha, spread):
-        super().__init__()
-        bound = spread / inputs**0.5
-        self.a, self.b = nn.Parameter(torch.empty(slots, inputs, rank)), nn.Parameter(torch.zeros(slots, rank, outputs))
-        nn.init.uniform_(self.a, -bound, bound)
-        self.scale = alpha / rank
-
-    def forward(self, x, y, slots, on):
-        b = self.b[slots] * (self.scale * on)  # b r o; scaled here, where it is small
-        return torch.baddbmm(y, x @ self.a[slots], b)  # b n o
-
-    def folded(self, slot, weight, bias, inner):
-        """(weight [o i], bias [o]) of a linear layer that does the same for a slot; inner: x is its own output."""
-        a, b = self.a[slot], self.b[slot] * self.scale  # i r, r o
-        if not inner:
-            return weight + (a @ b).T, bias
-        return weight + b.T @ (a.T @ weight), bias + bias @ a @ b
-
-
-class Factor(nn.Module):
-    """y times a vector [o] of each sample's slot, which starts at 1."""
-
-    def __init__(self, slots, outputs):
-        super().__init__()
-        self.factor = nn.Parameter(torch.ones(slots, outputs))
-
-    def forward(self, x, y, slots, on):
-        return y * torch.where(on, self.factor[slots][:, None], 1.0)
-
-    def folded(self, slot, weight, bias, inner):
-        """As LowRank's; inner: of the layer that takes the result, whose inputs are multiplied."""
-        factor = self.factor[slot]
-        return (weight * factor, bias) if inner else (weight * factor[:, None], bias * factor)
 
 
 class Modulated(nn.Module):
@@ -69,8 +36,9 @@ class Modulated(nn.Module):
     base: a DecisionTransformer with state tokens of their own; nothing of it is trained. slots: in the pool; tasks:
     that it can be trained on. select: cosine | sticky = when acting, the slot that was the nearest most often in
     the episode | oracle = the nearest of the task's own slots, equal blocks of the pool; the task is `task` of the
-    window, or of `now`, int [b] (-1: none, the frozen policy), else the one in training. spread: bound of A's
-    initial values in units of 1 / sqrt(inputs), LoRA's own; the release's is about .06.
+    window, or of `now`, int [b] (-1: none, the frozen policy), else the one in training. rank: of lora; width of an
+    adapter; tokens of a prompt or prefix. alpha: of lora. spread: bound of A's initial values in units of
+    1 / sqrt(inputs), LoRA's own; the release's is about .06; of tokens it is the bound itself.
     """
 
     def __init__(self, base, slots=30, tasks=10, kind="lora", rank=8, alpha=16, spread=1.0, select="cosine"):
@@ -87,23 +55,34 @@ class Modulated(nn.Module):
         self.register_buffer("counts", torch.zeros(tasks, slots, dtype=torch.long))  # windows trained
         self.register_buffer("task", torch.zeros((), dtype=torch.long))  # in training
         self.register_buffer("acted", torch.zeros(slots, dtype=torch.long), persistent=False)  # steps, for whoever asks
-        make = partial(LowRank, slots, rank=rank, alpha=alpha, spread=spread) if kind == "lora" else None
         self.folds = []  # (modulator, linear layer, `inner` of its `folded`)
-        self.modulators = nn.ModuleList(self._attach(block, slots, make) for block in base.trunk.blocks)
+        if kind in TOKENS:
+            self.modulators = nn.ModuleList([Tokens(kind, slots, rank, base.trunk, spread)])
+            base.trunk.register_forward_pre_hook(self._precede, with_kwargs=True)
+        else:
+            make = {
+                "lora": partial(LowRank, slots, rank=rank, alpha=alpha, spread=spread),
+                "ia3": partial(Factor, slots), "adapter": partial(Bottleneck, slots, width=rank, spread=spread),
+            }[kind]  # fmt: skip
+            self.modulators = nn.ModuleList(self._attach(kind, block, slots, make) for block in base.trunk.blocks)
         self._now = None  # (slots [b], bool [b 1 1]) of the pass that runs
 
-    def _attach(self, block, slots, make):
+    def _attach(self, kind, block, slots, make):
         """Modulators of a block, by name, hooked to its layers."""
-        d, hidden = block.up.in_features, block.up.out_features
-        if make is not None:
-            layers = {"query": block.attention.query, "value": block.attention.value, "hidden": block.up}
-            made = {"query": make(d, d), "value": make(d, d), "hidden": make(hidden, hidden)}
+        attention, (d, hidden) = block.attention, (block.up.in_features, block.up.out_features)
+        if kind == "lora":
+            layers = {"query": attention.query, "value": attention.value, "hidden": block.up}
+            made = {"query": make(inputs=d, outputs=d), "value": make(inputs=d, outputs=d)}
+            made["hidden"] = make(inputs=hidden, outputs=hidden)
+        elif kind == "ia3":
+            layers = {"key": attention.key, "value": attention.value, "hidden": block.activation}
+            made = {"key": make(outputs=d), "value": make(outputs=d), "hidden": make(outputs=hidden)}
         else:
-            layers = {"key": block.attention.key, "value": block.attention.value, "hidden": block.activation}
-            made = {"key": Factor(slots, d), "value": Factor(slots, d), "hidden": Factor(slots, hidden)}
-        place = {"query": block.attention.query, "key": block.attention.key, "value": block.attention.value}
-        place["hidden"] = block.up if make is not None else block.down  # the linear layers that modulators fold into
-        self.folds += [(made[name], place[name], name == "hidden") for name in made]
+            layers = {"attention": attention.out, "hidden": block.down}
+            made = {name: make(outputs=d) for name in layers}
+        if kind in FOLDED:
+            place = {**layers, "hidden": block.up if kind == "lora" else block.down}  # the linear layers to fold into
+            self.folds += [(made[name], place[name], name == "hidden") for name in made]
         for name, layer in layers.items():
             layer.register_forward_hook(partial(self._modulate, made[name], name == "hidden"))
         return nn.ModuleDict(made)
@@ -112,11 +91,16 @@ class Modulated(nn.Module):
         if self._now is not None:
             return modulator(output if after else inputs[0], output, *self._now)
 
+    def _precede(self, trunk, inputs, options):
+        if self._now is not None:
+            (tokens,) = self.modulators
+            return (), tokens(*self._now, **dict(zip(TAKES, inputs, strict=False)), **options)
+
     @contextmanager
     def modulating(self, slots):
-        """The base runs with these slots, int [b]. Without gradients, one slot for all is folded into the weights."""
+        """The base runs with these slots, int [b]. Without gradients, one slot for all is folded into weights."""
         on, one = slots >= 0, slots[:1]
-        if not torch.is_grad_enabled() and (slots == one).all() and one >= 0:
+        if self.folds and not torch.is_grad_enabled() and (slots == one).all() and one >= 0:
             with self._folding(int(one)):
                 yield
             return

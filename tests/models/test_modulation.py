@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models.modulation import Modulated
+from models.modulation import KINDS, TOKENS, Modulated
 from tests.models.test_decision_transformer import A, B, K, S, make, make_window, said
 
 
@@ -22,20 +22,21 @@ def window_of(net):
     return {**make_window(net.base), "mask": mask}
 
 
-@pytest.mark.parametrize("kind", ["lora", "ia3"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_new_slots_change_nothing_and_learned_ones_do(kind):
     net, window = modulated(False, kind=kind), None
     window = window_of(net)
     before = said(net.base(window)[0])
-    assert torch.equal(said(net(window)[0]), before)
+    assert torch.equal(said(net(window)[0]), before) == (kind not in TOKENS)  # tokens take attention from the others
     other = modulated(kind=kind)
     assert ((said(other(window)[0]) - before).abs().amax((1, 2, 3)) > 1e-3).all()
     none = {**window, "task": torch.full((B,), -1)}
     assert torch.equal(said(modulated(kind=kind, select="oracle")(none)[0]), before)
 
 
-def test_every_sample_gets_its_own_slot():
-    net = modulated(select="oracle")
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_sample_gets_its_own_slot(kind):
+    net = modulated(select="oracle", kind=kind)
     window, task = window_of(net), torch.tensor([0, 2, -1, 1, 2])
     mixed, (slots, _) = net({**window, "task": task})
     assert (slots // 2 * (slots >= 0) == task.clamp(min=0)).all() and slots[2] == -1
@@ -77,6 +78,33 @@ def test_low_rank_changes_by_hand():
     assert not torch.equal(layer.up(x), hidden)  # outside, the layers are as they were
 
 
+def test_bottlenecks_by_hand():
+    net = modulated(kind="adapter")
+    layer, made, x = net.base.trunk.blocks[0].attention.out, net.modulators[0]["attention"], torch.randn(2, 7, 32)
+    with net.modulating(torch.tensor([4, 4])):  # nothing to fold: what is between is not linear
+        found = layer(x)
+    y = layer(x)
+    inside = y @ made.a[4]
+    torch.testing.assert_close(found, y + inside * torch.sigmoid(inside) @ made.b[4], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", TOKENS)
+def test_tokens_are_as_if_they_stood_before(kind):
+    net, x, slots = modulated(kind=kind, rank=3), torch.randn(2, 7, 32), torch.tensor([4, 1])
+    with net.modulating(slots):
+        found, memory = net.base.trunk(x)
+        last, _ = net.base.trunk(x[:, 6:], memory=net.base.trunk(x[:, :6])[1])
+    learned = net.modulators[0].learned[slots]
+    if kind == "prompt":
+        expected, _ = net.base.trunk(torch.cat([learned, x], 1), torch.arange(3, 10))
+    else:
+        parts = [net.base.trunk.blocks[0].attention._split(part) for part in learned.chunk(4, -1)]  # of two blocks
+        expected, _ = net.base.trunk(x, memory=[(parts[0], parts[1]), (parts[2], parts[3])])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(last, found[:, 6:], rtol=0, atol=1e-5)
+    assert memory[0][0].shape[2] == 10
+
+
 def test_the_query_is_the_mean_of_the_states_that_are_there():
     net = modulated()
     window = window_of(net)
@@ -88,8 +116,9 @@ def test_the_query_is_the_mean_of_the_states_that_are_there():
     torch.testing.assert_close(net.similarity(window)[1], expected)
 
 
-def test_gradient_reaches_the_chosen_slots_and_keys_only():
-    net = modulated().train()
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_reaches_the_chosen_slots_and_keys_only(kind):
+    net = modulated(kind=kind).train()
     window = window_of(net)
     distribution, (slots, similarity) = net(window)
     (-distribution.log_prob(window["action"]).mean() - similarity.mean()).backward()
@@ -153,8 +182,9 @@ def play(net, window, **now):
     return torch.stack(chosen, 1), torch.stack(slots).diff(dim=0, prepend=torch.zeros(1, 6, dtype=torch.long))
 
 
-def test_acting_equals_the_pass_over_windows_with_the_slots_of_each_step():
-    net = modulated()
+@pytest.mark.parametrize("kind", KINDS)
+def test_acting_equals_the_pass_over_windows_with_the_slots_of_each_step(kind):
+    net = modulated(kind=kind)
     window = make_window(net.base)
     with torch.no_grad():
         chosen, slots = play(net, window)
@@ -166,13 +196,14 @@ def test_acting_equals_the_pass_over_windows_with_the_slots_of_each_step():
     assert len(slots.sum(0).nonzero()) > 1
 
 
-def test_without_a_slot_the_policy_acts_as_the_frozen_one():
-    net = modulated(select="oracle")
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_slot_the_policy_acts_as_the_frozen_one(kind):
+    net = modulated(select="oracle", kind=kind)
     window = make_window(net.base)
     with torch.no_grad():
         none, slots = play(net, window, task=torch.full((B,), -1))
         told, _ = play(net, window, task=torch.zeros(B, dtype=torch.long))
-        fresh, _ = play(modulated(False), window)
+        fresh, _ = play(modulated(False), window)  # low-rank, so as the frozen one
     assert torch.equal(none, fresh) and slots.sum() == 0
     assert not torch.equal(none, told)
 
@@ -186,7 +217,7 @@ def test_sticky_keeps_the_slot_that_was_nearest_most_often(monkeypatch):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"kind": "prefix"}, "kind='prefix'"), ({"select": "best"}, "select='best'"),
+    [({"kind": "suffix"}, "kind='suffix'"), ({"select": "best"}, "select='best'"),
      ({"select": "oracle", "tasks": 9}, "each of 9 tasks")],
 )  # fmt: skip
 def test_bad_options(options, message):
