@@ -1,6 +1,7 @@
 """Models as hub folders: save one with its card, load one from a path or from the hub, push one there."""
 
 import logging
+from pathlib import Path
 
 import torch
 
@@ -30,9 +31,13 @@ def kind(net):
     return "policy" if hasattr(net, "step") else "inverse-dynamics"
 
 
-def save_trained(folder, net, net_config, data, summary, cfg, statistics=None, started="random weights"):
-    """Writes what pretraining made: `net` with the contract of its data, numbers and their provenance."""
+def save_trained(folder, net, net_config, data, summary, cfg, statistics=None, started="random weights", base=None):
+    """Writes what pretraining made: `net` with the contract of its data, numbers and their provenance.
+
+    base: address of the language model whose weights are left out, None = nothing is.
+    """
     extras = {**data.contract(), "statistics": {**data.statistics(), **(statistics or {})}}
+    extras |= {} if base is None else {"base": {"init": base}}
     lead = (
         f"`{net_config['_target_']}` for {data.words()}; started from {started}, seed {cfg.run.seed}, on"
         f" {machine_words()}."
@@ -62,6 +67,9 @@ def push(where, repo, revision=None, private=False, message=None):
     if name is None or name["revision"]:
         raise DataError(f"repo={repo}: expected owner/name; a branch goes into revision=")
     bundle = checkpoint.load(found.folder)
+    base = bundle.config.get("base", {}).get("init")
+    if base and Path(base).exists():
+        raise DataError(f"{where} needs the language model in {base}, which is only here; train it with save=whole")
     files = [CommitOperationAdd(file, found.folder / file) for file in remote.FILES if (found.folder / file).is_file()]
     message = message or f"{type(bundle.net).__name__}, content sha256 {bundle.sha256[:12]}"
     try:

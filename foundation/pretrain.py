@@ -58,7 +58,8 @@ def main(cfg):
     summary |= task.describe(data)
     scores, statistics = task.report(data.validation, folder, data.fps) if data.validation else ({}, {})
     summary |= scores
-    hub.save_trained(folder / "model", task.net, net_config, data, summary, cfg, statistics, task.started or started)
+    words = task.started or started
+    hub.save_trained(folder / "model", task.net, net_config, data, summary, cfg, statistics, words, task.base)
     return summary
 
 

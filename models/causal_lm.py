@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 TAKES = ("inputs_embeds", "past_key_values", "use_cache")  # in a forward that can be a trunk
-NOT_BUILT = ("implementation", "auto_map", "quantization", "kernel")  # entries with this in their name change the code
+NOT_BUILT = ("implementation", "auto_map", "quantization")  # entries with this in their name change the code that runs
 NO_WORDS = {"vocab_size": 1, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 
 
@@ -66,8 +66,7 @@ def language_model(architecture):
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
-    odd = {name for name in architecture if name.startswith("_") or any(word in name for word in NOT_BUILT)}
-    values = {name: v for name, v in architecture.items() if name not in odd and not name.endswith("_token_id")}
+    values = {name: v for name, v in harmless(architecture).items() if not name.endswith("_token_id")}
     kind = values.pop("model_type", None)
     if kind not in KNOWN:
         raise ValueError(f"model_type {kind!r} is no causal language model of the installed transformers")
@@ -76,6 +75,16 @@ def language_model(architecture):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # each architecture has its own ways to say that values do not fit
         raise ValueError(f"a {kind} cannot be built from these values: {error}") from error
+
+
+def harmless(value):
+    """Nested values without private entries and those that say which code runs."""
+    if isinstance(value, list):
+        return [harmless(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {name: item for name, item in value.items() if not any(word in name for word in NOT_BUILT)}
+    return {name: harmless(item) for name, item in kept.items() if not name.startswith("_")}
 
 
 class Reader(nn.Module):

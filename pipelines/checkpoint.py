@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipelines import untrusted
+from pipelines import base_weights, untrusted
 from pipelines.actions import ActionSpec, spec_from
 from pipelines.construct import build, build_to_fit, check_targets, construct, find_class
 from pipelines.remote import CARD, CONFIG, STATISTICS, WEIGHTS, find
@@ -60,8 +60,9 @@ class Bundle:
 def save(folder, net_config, net, extras, card):
     """Writes `net`, built by `net_config` ({_target_: models...., plain values}), as a hub folder; returns its path.
 
-    extras: `actions` (ActionSpec or dict), `size` (h, w), `fps`, `statistics` (dict), anything else plain goes to
-    config.yaml as it is. card: text of README.md.
+    extras: `actions` (ActionSpec or dict), `size` (h, w), `fps`, `statistics` (dict), `base` ({"init": a language
+    model whose weights are left out, see pipelines.base_weights}), anything else plain goes to config.yaml as it is.
+    card: text of README.md.
     """
     extras = dict(extras)
     statistics = plain(extras.pop("statistics", {}), "statistics")
@@ -72,6 +73,8 @@ def save(folder, net_config, net, extras, card):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in net.state_dict().items()}
+    if "base" in config:
+        weights, config["base"]["sha256"] = base_weights.split(net, weights)
     config["weights_sha256"] = replace(folder / WEIGHTS, lambda part: save_file(weights, part))
     write_statistics(folder, statistics, config["weights_sha256"])
     write_text(folder / CARD, card.rstrip("\n") + "\n")
@@ -113,6 +116,7 @@ def read(folder):
             " again"
         )
     spec, size, fps = contract(config, folder)
+    weights = base_weights.joined(config, weights, folder)
     net = build_to_fit(config["net"], weights, folder)
     net.load_state_dict(weights)
     statistics = read_statistics(folder, weights_sha256)

@@ -29,12 +29,16 @@ def build(net_config):
 
 def build_to_fit(net_config, weights, place):
     """Like `build`, for a config from elsewhere: memory is spent only once every tensor of `weights` has its place."""
+    check_fit(outlined(net_config, 4 * len(weights) + 64, place), weights, place)
+    return build(net_config)
+
+
+def outlined(net_config, parameters, place):
+    """The network of a config from elsewhere without memory, of at most so many parameters."""
     check_targets(net_config)
     check_numbers(net_config)
-    with torch.device("meta"), at_most(4 * len(weights) + 64, place):
-        net = construct(net_config)
-    check_fit(net, weights, place)
-    return build(net_config)
+    with torch.device("meta"), at_most(parameters, place):
+        return construct(net_config)
 
 
 def construct(value):

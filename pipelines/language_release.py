@@ -12,11 +12,13 @@ from typing import Any
 import torch
 
 from models.causal_lm import CausalLM
-from pipelines import checkpoint, gpt2_release, remote
+from pipelines import checkpoint, gpt2_release, remote, untrusted
 from pipelines.schema import DataError
 
 FILES = ("config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 BARE = re.compile(r"[\w.-]+", re.ASCII)  # old names on the hub, such as gpt2
+MAX_CONFIG_BYTES = 16 << 20
+OTHER = ("implementation", "quantization_config")
 FORGOTTEN = {"architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "id2label", "label2id"}
 UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError)  # what transformers says it with
 
@@ -38,7 +40,8 @@ def load(where):
         net = bundle.config["net"]
         if net["_target_"] != "models.language.LanguageModel":
             raise DataError(f"{where} holds a {net['_target_']}, no language model; give a run of method=language")
-        return Language({k: v for k, v in net.items() if k != "_target_"}, bundle.net.state_dict(), str(where))
+        settings = {k: v for k, v in net.items() if k != "_target_"}
+        return Language(settings, bundle.net.state_dict(), bundle.origin or str(where))
     net, origin = transformers_model(where), folder_of(where).origin or str(where)
     if net.config.model_type == "gpt2":
         weights = gpt2_release.import_weights(net.state_dict())
@@ -76,6 +79,20 @@ def folder_of(where):
     return remote.Found(folder, f"{name[0]}@{folder.name}")
 
 
+def checked(where):
+    """The folder of folder_of, if its config.json asks for no other code than the library's and no other numbers."""
+    folder = folder_of(where).folder
+    config = untrusted.read_json(folder / "config.json", MAX_CONFIG_BYTES)
+    stack, odd = [config], []
+    while stack:
+        item = stack.pop()
+        stack += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        odd += [n for n, v in item.items() if v and any(w in n for w in OTHER)] if isinstance(item, dict) else []
+    if odd:
+        raise DataError(f"{where} sets {sorted(odd)}: only full weights and the library's own attention are read")
+    return folder
+
+
 def transformers_model(where):
     """A causal language model of transformers on the CPU in float32; DataError for what cannot be read."""
     from transformers import AutoModelForCausalLM
@@ -84,7 +101,7 @@ def transformers_model(where):
     logging.disable_progress_bar()
     try:
         net, found = AutoModelForCausalLM.from_pretrained(
-            folder_of(where).folder, dtype="float32", use_safetensors=True, trust_remote_code=False,
+            checked(where), dtype="float32", use_safetensors=True, trust_remote_code=False,
             local_files_only=True, output_loading_info=True,
         )  # fmt: skip
     except UNREADABLE as error:
@@ -111,7 +128,7 @@ def architecture(where):
     if is_ours(where):
         return None
     try:
-        config = AutoConfig.from_pretrained(folder_of(where).folder, trust_remote_code=False, local_files_only=True)
+        config = AutoConfig.from_pretrained(checked(where), trust_remote_code=False, local_files_only=True)
         if config.model_type == "gpt2":
             return None
         found = entries(config.get_text_config(decoder=True))

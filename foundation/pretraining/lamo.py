@@ -6,6 +6,7 @@ costs nothing then. Its learning rate for the language model never applied; here
 """
 
 import logging
+from pathlib import Path
 
 import numpy as np
 
@@ -29,8 +30,8 @@ OURS = ("width", "layers", "heads", "activation", "dropout")  # settings of a tr
 
 class LaMoTask(DecisionTransformerTask):
     """language: {init: random | run folder or hub name of method=language | path or hub name of a causal language model
-    of transformers, train: full | lora | frozen (what net.trunk was built with), text_weight, text: settings of a token
-    data module, read only if text_weight > 0, seed: of its batches}.
+    of transformers, train: full | lora | frozen (what net.trunk was built with), save: whole | adapters, text_weight,
+    text: settings of a token data module, read only if text_weight > 0, seed: of its batches}.
     """
 
     @classmethod
@@ -54,6 +55,7 @@ class LaMoTask(DecisionTransformerTask):
         if found is not None:
             start_from(net.trunk, found)
             self.started = f"the language model `{found.origin}`"
+        self.base = base_of(language, found)
         if self.text_weight > 0:
             self.text = made(language["text"], steps=0, seed=language["seed"])
             self.reader = reader(net.trunk, self.text, found, language["train"] == "full")
@@ -93,6 +95,17 @@ def check_length(net, decoder, where):
     known, n = decoder.get("max_position_embeddings"), net["context"] * (1 if net["layout"] == "merged" else 3)
     if known is not None and n > known:
         raise DataError(f"{where} reads {known} tokens at once, {net['context']} steps are {n}: set method.net.context")
+
+
+def base_of(language, found):
+    """Where the weights are that need not be saved; None: all are saved."""
+    save = language["save"]
+    if save not in ("whole", "adapters"):
+        raise DataError(f"method.language.save={save}: expected whole or adapters")
+    if save == "adapters" and (found is None or language["train"] == "full"):
+        raise DataError("method.language.save=adapters leaves out what init= has: set that, and train=lora or frozen")
+    here = Path(language["init"] or "")
+    return None if save == "whole" else str(here.absolute()) if here.exists() else found.origin
 
 
 def start_from(trunk, found):

@@ -21,6 +21,7 @@ class PretrainTask(L.LightningModule):
     """
 
     started = None  # initial weights in words, where they came by neither init= nor chance
+    base = None  # address of a language model whose weights are left out of what is saved
 
     @classmethod
     def configured(cls, net, method, init):

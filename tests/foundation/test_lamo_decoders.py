@@ -1,6 +1,7 @@
 """LaMo in decoders of transformers: tiny random ones, saved as their authors would and taken as the trunk."""
 
 import logging
+import shutil
 
 import pytest
 import torch
@@ -105,6 +106,52 @@ def test_text_beside_actions_is_read_with_the_decoder(train, tmp_path):
     assert not [name for name in saved if "lm_head" in name or "embed_tokens" in name]
     with pytest.raises(DataError, match="has 12 kinds of tokens"):
         train("llama", "kinds", *CHAIN, "method.language.text.states=13", "method.language.text_weight=1")
+
+
+@pytest.mark.parametrize("kind", ["lora", "frozen"])
+def test_what_the_language_model_has_need_not_be_saved(train, decoders, tmp_path, kind):
+    ours = tmp_path / "language"
+    shutil.copytree(decoders["llama"], ours)
+    place = [f"method.language.init={ours}", f"method.language.train={kind}"]
+    train("llama", "whole", *place)
+    train("llama", "part", *place, "method.language.save=adapters")
+    whole, part = hub.load(tmp_path / "whole"), hub.load(tmp_path / "part")
+    before, after = whole.net.state_dict(), part.net.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
+    base = 4 * sum(value.numel() for value in words_apart(ours).values())
+    sizes = [(tmp_path / name / "model/model.safetensors").stat().st_size for name in ("whole", "part")]
+    assert sizes[0] - sizes[1] > 0.99 * base
+    assert play(SequenceActor(part, 5.0), [Push()], [0])
+    with pytest.raises(DataError, match="which is only here; train it with save=whole"):
+        hub.push(tmp_path / "part", "ann/policy")
+    weights = ours / "model.safetensors"
+    weights.write_bytes((other_weights(tmp_path / "other")).read_bytes())
+    with pytest.raises(DataError, match="no longer the language model"):
+        hub.load(tmp_path / "part")
+    weights.unlink()
+    with pytest.raises(DataError, match=r"holds what was trained on the language model .* only"):
+        hub.load(tmp_path / "part")
+
+
+def other_weights(folder):
+    kind, config = KINDS["llama"]
+    kind(config).save_pretrained(folder)
+    return folder / "model.safetensors"
+
+
+def test_a_gpt_of_our_own_is_left_out_too(pushes, tmp_path):
+    size = ["method.net.width=16", "method.net.layers=1", "method.net.heads=2"]
+    chain = ["data=markov", "data.states=5", "data.validation=1", "method.net.context=4", "steps=1"]
+    run("language", tmp_path / "language", *size, *chain)
+    init = [f"method.language.init={tmp_path / 'language'}", "method.language.save=adapters"]
+    run("lamo", tmp_path / "policy", *TINY, *FAST, *size, f"data.train={pushes}", *init)
+    base = hub.load(tmp_path / "policy").net.trunk.base_state()
+    source = hub.load(tmp_path / "language").net.trunk.state_dict()
+    assert all(torch.equal(value, base[name]) for name, value in source.items())
+    for odd, message in (("language.save=some", "whole or adapters"), ("language.train=full", "train=lora or frozen"),
+                         ("language.init=random", "set that, and")):  # fmt: skip
+        with pytest.raises(DataError, match=message):
+            run("lamo", tmp_path / "odd", *TINY, *FAST, *size, f"data.train={pushes}", *init, f"method.{odd}")
 
 
 def test_what_does_not_fit(train, tmp_path):

@@ -146,6 +146,6 @@ def test_a_config_cannot_name_code_to_run():
     """What a hub folder says of attention kernels, quantisation and remote classes is left out."""
     odd = {"_attn_implementation": "someone/kernel", "attn_implementation": "someone/kernel"}
     odd |= {"auto_map": {"AutoModelForCausalLM": "someone--code.Model"}, "quantization_config": {"quant_method": "hqq"}}
-    net = CausalLM({"model_type": "llama", **SIZE, **odd})
+    net = CausalLM({"model_type": "llama", **SIZE, **odd, "rope_parameters": {"rope_type": "default", **odd}})
     assert net.model.config._attn_implementation in ("sdpa", "eager")
     assert type(net.model).__module__ == "transformers.models.llama.modeling_llama"

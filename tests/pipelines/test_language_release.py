@@ -98,6 +98,18 @@ def test_what_cannot_be_read_is_refused(tmp_path):
         architecture(tmp_path / "code")
 
 
+def test_what_would_run_other_code_is_refused(tmp_path):
+    save("llama", tmp_path)
+    path = tmp_path / "config.json"
+    written = json.loads(path.read_text())
+    for odd in ({"attn_implementation": "someone/kernel"}, {"quantization_config": {"quant_method": "gptq"}},
+                {"text_config": {"attn_implementation": "someone/kernel"}}):  # fmt: skip
+        path.write_text(json.dumps(written | odd))
+        for read in (load, architecture):
+            with pytest.raises(DataError, match="the library's own attention"):
+                read(tmp_path)
+
+
 def test_an_encoder_is_no_trunk(tmp_path):
     BertLMHeadModel(BertConfig(**SIZE, intermediate_size=48)).save_pretrained(tmp_path)
     with pytest.raises(DataError, match="looks at tokens to come"):
