@@ -35,7 +35,7 @@ run() {  # run <name> <overrides ...>: with every seed
     once $out/$name/seed$seed python -m foundation.continual experiment=l2m_cw_small task.name=[$sequence] pretrained=[$retained] init=$out/mddt data.train=$out/data/tasks steps=${STEPS:-400} episodes=${PLAYED:-10} run.seed=$seed "$@" $more
   done
 }
-for name in ${METHODS:-l2m l2m_oracle l2m_sticky continual_full continual_last_layer continual_ewc continual_l2 continual_lora continual_ia3}; do
+for name in ${METHODS:-l2m l2m_oracle l2m_sticky continual_full continual_last_layer continual_ewc continual_l2 continual_lora continual_ia3 continual_adapter continual_prompt continual_prefix}; do
   case $name in
     l2m_*) run $name method=l2m method.net.select=${name#l2m_} ;;
     *) run $name method=$name ;;
