@@ -24,7 +24,7 @@ from foundation.envs.states import StateEnv
 from pipelines.actions import DOOM, ActionCodec
 from pipelines.command import command
 from pipelines.construct import find_class
-from pipelines.ingest import claim
+from pipelines.ingest import DATASET, claim
 from pipelines.schema import DataError
 
 CODE_VERSION = 1  # of what turns the same settings into other recordings
@@ -37,12 +37,19 @@ def main(cfg):
     if states := state_tasks(cfg):
         return collect_states.collect(cfg, states, processes(cfg))
     sessions = plan(cfg)
-    claim(Path(cfg.out).absolute(), settings(cfg))
+    out = Path(cfg.out).absolute()
+    fresh = not (out / DATASET).exists()
+    claim(out, settings(cfg))
     missing = [session for session in sessions if not session.complete]
     if len(missing) < len(sessions):
         log.info("%d of %d videos are already there", len(sessions) - len(missing), len(sessions))
     start = time.monotonic()
-    run(missing, processes(cfg))
+    try:
+        run(missing, processes(cfg))
+    except DataError:
+        if fresh and not any(session.complete for session in missing):
+            (out / DATASET).unlink()  # settings that nothing can be made with do not bind the next command
+        raise
     seconds = time.monotonic() - start
     summary = count(sessions)
     if missing:

@@ -131,6 +131,8 @@ def evaluate(actor, environments, protocol, who, prefix, watch=None):
 def main(cfg):
     """Plays the protocol of a task, or of several, with `cfg.policy` and with the baselines."""
     cfg.device = checkpoint.device(cfg.device)
+    for name in cfg.baselines:
+        check_baseline(name)
     bundle = None if cfg.policy in BASELINES else load_policy(cfg.policy)
     tasks, numbers = registry.tasks_of(cfg.task), {}
     for task in tasks:
@@ -219,10 +221,15 @@ def check_spaces(bundle, world, policy, task):
 BASELINES = ("random", "noop", "player")
 
 
-def baseline(name, world):
-    """The untrained actor of that name for an environment; DataError lists the names."""
+def check_baseline(name):
+    """DataError lists the names there are."""
     if name not in BASELINES:
         raise DataError(f"baseline {name!r}: expected one of {sorted(BASELINES)}")
+
+
+def baseline(name, world):
+    """The untrained actor of that name for an environment."""
+    check_baseline(name)
     if hasattr(world, "spaces"):
         return {"random": UniformActor, "noop": RestingActor, "player": ScriptedActor}[name](world.spaces)
     codec = ActionCodec(world.spec_of_actions)

@@ -27,6 +27,7 @@ from pipelines.schema import DataError
 from pipelines.units import Job, find_units, find_videos
 
 log = logging.getLogger("foundation-policy")
+DATASET = "dataset.json"  # settings that a folder of results was made with
 PRESETS = (
     "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo",
 )  # fmt: skip
@@ -89,7 +90,7 @@ def make_job(cfg):
 
 def claim(out, settings):
     """Makes the output folder, or checks that what it holds was made with the same settings."""
-    path, text = out / "dataset.json", disk.to_json(settings)
+    path, text = out / DATASET, disk.to_json(settings)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -154,7 +155,7 @@ def check_there(job, units):
         record = read_record(job, unit)
         parts = range(record["shards"] if record else 0)
         gone += record is None or any(f"clips-{unit.hash}-{part:05d}.json" not in names for part in parts)
-    if gone or "dataset.json" not in names:
+    if gone or DATASET not in names:
         raise DataError(
             f"{job.out} was changed while it was written: {gone} of {len(units)} videos have lost their record or"
             " shards; run the same command again, it makes what is missing"
