@@ -59,6 +59,12 @@ class Preemption(Callback):
     def on_train_end(self, trainer, module):
         self._leave_if_saved(trainer)
 
+    def on_exception(self, trainer, module, exception):
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
+            known = f"{self.path} is of an earlier step" if self.path.exists() else "no checkpoint is written yet"
+            log.warning("interrupted at step %d; %s, what came after it is lost (kill -TERM saves first); to continue "
+                        "run the same command again: %s", trainer.global_step, known, slurm.again())  # fmt: skip
+
     def _leave_if_saved(self, trainer):
         if not self.saved:
             return

@@ -67,6 +67,13 @@ def test_a_signal_ends_the_run_after_the_step(number, send, play_shards, tmp_pat
     assert signal.getsignal(number) == before
 
 
+def test_an_interrupt_says_what_is_lost(send, play_shards, tmp_path, caplog):
+    send(3, signal.SIGINT)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run("idm", tmp_path, play_shards, "steps=8")
+    assert "interrupted at step 3; no checkpoint is written yet" in caplog.text
+
+
 def test_a_signal_that_is_held_back_is_seen_all_the_same(held_back, send, play_shards, tmp_path):
     # threads of earlier tests, whose mask is another, may take the signal: then it is known a step later
     stopped_and_again(send, play_shards, tmp_path, 5, 5, number=signal.SIGUSR1, late=1)
