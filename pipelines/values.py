@@ -196,7 +196,9 @@ def kind(name, default):
     if isinstance(default, bool):
         return BOOL
     if is_number(default):
-        return WHOLE if is_whole(default) and name not in FRACTIONS else NUMBER
+        if not is_whole(default) or name in FRACTIONS:
+            return NUMBER
+        return WHOLE if default < 0 else COUNT  # none of ours counts below zero
     if isinstance(default, dict):
         return GROUP
     if isinstance(default, list):
