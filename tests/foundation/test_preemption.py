@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from foundation import callbacks, slurm
+from foundation import callbacks, preemption, slurm
 from foundation.checkpoints import step_of
 from foundation.training import world_size
 from pipelines.schema import DataError
@@ -67,11 +67,13 @@ def test_a_signal_ends_the_run_after_the_step(number, send, play_shards, tmp_pat
     assert signal.getsignal(number) == before
 
 
-def test_an_interrupt_says_what_is_lost(send, play_shards, tmp_path, caplog):
+def test_an_interrupt_says_what_is_lost(send, play_shards, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(preemption.log, "warning", lambda text, *values: said.append(text % values))
     send(3, signal.SIGINT)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         run("idm", tmp_path, play_shards, "steps=8")
-    assert "interrupted at step 3; no checkpoint is written yet" in caplog.text
+    assert any("no checkpoint is written yet" in one for one in said)
 
 
 def test_a_signal_that_is_held_back_is_seen_all_the_same(held_back, send, play_shards, tmp_path):
