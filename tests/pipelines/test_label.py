@@ -231,51 +231,6 @@ def test_clips_with_actions_of_the_same_spec_are_labelled_too(world, tmp_path):
     assert Shards(tmp_path / "out").meta("v0-0").provenance == schema.PSEUDO
 
 
-def rows(**recall):
-    return {key: {"support": 9, "recall": value, "positive_rate_ratio": 1.0} for key, value in recall.items()}
-
-
-def test_a_labeller_that_never_emits_a_key_is_refused(world, tmp_path):
-    silent = make_idm(tmp_path / "silent", {"keys": rows(forward=0.9, use=0.0), "effective_keys": None})
-    with pytest.raises(DataError, match=r"never emitted \['use'\]"):
-        run((world[0], silent), tmp_path / "out")
-    run((world[0], silent), tmp_path / "out", "allow_unlabelled_keys=true")
-
-
-@pytest.mark.parametrize(
-    "report",
-    [
-        {"keys": rows(forward=0.9), "effective_keys": None},
-        {"keys": rows(use=0.0), "effective_keys": rows(use=0.5)},  # what nobody can see is not asked for
-        {"keys": {"use": {"support": 0, "recall": None, "positive_rate_ratio": None}}},
-    ],
-)
-def test_a_good_report_passes(tmp_path, report, caplog):
-    Labeller(make_idm(tmp_path / "idm", report), Settings()).gate()
-    assert not caplog.records
-
-
-def test_the_gate_warns(tmp_path, caplog):
-    Labeller(make_idm(tmp_path / "a"), Settings()).gate()
-    assert "no held-out label report" in caplog.text
-    report = {"keys": {"use": {"support": 9, "recall": 0.9, "positive_rate_ratio": 3.0}}}
-    Labeller(make_idm(tmp_path / "b", report), Settings()).gate()
-    assert "'use' 3.00 times as often" in caplog.text
-
-
-def test_a_model_without_the_contract_is_no_labeller(tmp_path):
-    net = {"_target_": "models.heads.FactoredHead", "width": 4, "n_keys": 6, "n_bins": 15}
-    checkpoint.save(tmp_path, net, checkpoint.build(net), {"size": SIZE, "fps": FPS}, "")
-    with pytest.raises(DataError, match=r"FactoredHead lacks \['window', 'reach', 'encode', 'decode', 'spec'\]"):
-        Labeller(tmp_path, Settings())
-
-
-def test_a_run_directory_is_a_labeller(tmp_path):
-    make_idm(tmp_path / "model")
-    (tmp_path / "config.yaml").write_text("steps: 3\n")
-    assert Labeller(tmp_path, Settings()).bundle.spec == DOOM
-
-
 def test_a_model_that_says_nan_is_told(world, tmp_path, monkeypatch):
     def broken(idm, frames, *_):
         result = label_run(idm, frames)
@@ -285,40 +240,6 @@ def test_a_model_that_says_nan_is_told(world, tmp_path, monkeypatch):
     monkeypatch.setattr(labeller, "label_run", broken)
     with pytest.raises(DataError, match="NaN or infinity"):
         run(world, tmp_path / "out")
-
-
-def spoil(clips, key):
-    """Replaces the video of a clip by noise, keeping index, checksum and manifest right."""
-    shards = Shards(clips)
-    with ShardWriter(Path(f"{clips}-spoilt"), samples_per_shard=4) as writer:
-        for entry in shards.entries:
-            data = shards.read(entry.key, "mp4")
-            data = b"noise" * 100 if entry.key in key else data
-            writer.write(entry.key, {"mp4": data, "npz": shards.arrays(entry.key), "json": entry.meta})
-    return Path(f"{clips}-spoilt")
-
-
-def test_an_unreadable_clip_is_set_aside_and_splits_its_run(world, tmp_path):
-    clips = spoil(make_clips(tmp_path / "clips", videos=1), ["v0-1"])
-    summary = run((clips, world[1]), tmp_path / "out")
-    assert (summary["label/clips"], summary["label/rejected"]) == (2, 1)
-    row = json.loads((tmp_path / "out-run" / "rejected.jsonl").read_text())
-    assert row["key"] == "v0-1"
-    assert run((clips, world[1]), tmp_path / "out")["label/rejected"] == 1  # still told when there is nothing to do
-    with pytest.raises(DataError, match="1 clips could not be labelled"):
-        run((clips, world[1]), tmp_path / "out", "allow_rejects=false")
-
-
-def test_a_shard_without_readable_clips_does_not_stop_the_job(world, tmp_path):
-    clips = spoil(make_clips(tmp_path / "clips", per_shard=4), [f"v0-{c}" for c in range(3)] + ["v1-0"])
-    summary = run((clips, world[1]), tmp_path / "out")
-    assert (summary["label/clips"], summary["label/rejected"], summary["label/shards_finished"]) == (5, 4, 2)
-
-
-def test_nothing_labelled_is_an_error(world, tmp_path):
-    clips = spoil(make_clips(tmp_path / "clips", videos=1, clips_per_video=1), ["v0-0"])
-    with pytest.raises(DataError, match="no clip could be labelled"):
-        run((clips, world[1]), tmp_path / "out")
 
 
 def test_expected_degrees(world, tmp_path):

@@ -1,9 +1,11 @@
 """Labelling damaged or remote clip shards, an output folder that vanishes, kills: nothing is lost, nothing is twice."""
 
+import json
 import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from benchmarks.faults_processes import ended
 from pipelines import label, verify
 from pipelines.command import execute
 from pipelines.schema import DataError
-from pipelines.shards import Shards
+from pipelines.shards import Shards, ShardWriter
 from tests.pipelines.server import serve
 from tests.pipelines.test_label import config, content, labelled, make_clips, run, world  # noqa: F401 fixtures among them
 
@@ -142,3 +144,40 @@ def test_processes_killed_at_any_moment_lose_and_duplicate_nothing(world, tmp_pa
     run(world, out)
     assert {e.key for e in Shards(out, verify=True).entries} == {e.key for e in Shards(world[0]).entries}
     assert content(out) == content(tmp_path / "straight")
+
+
+# clips that cannot be decoded
+
+
+def spoil(clips, key):
+    """Replaces the video of a clip by noise, keeping index, checksum and manifest right."""
+    shards = Shards(clips)
+    with ShardWriter(Path(f"{clips}-spoilt"), samples_per_shard=4) as writer:
+        for entry in shards.entries:
+            data = shards.read(entry.key, "mp4")
+            data = b"noise" * 100 if entry.key in key else data
+            writer.write(entry.key, {"mp4": data, "npz": shards.arrays(entry.key), "json": entry.meta})
+    return Path(f"{clips}-spoilt")
+
+
+def test_an_unreadable_clip_is_set_aside_and_splits_its_run(world, tmp_path):  # noqa: F811
+    clips = spoil(make_clips(tmp_path / "clips", videos=1), ["v0-1"])
+    summary = run((clips, world[1]), tmp_path / "out")
+    assert (summary["label/clips"], summary["label/rejected"]) == (2, 1)
+    row = json.loads((tmp_path / "out-run" / "rejected.jsonl").read_text())
+    assert row["key"] == "v0-1"
+    assert run((clips, world[1]), tmp_path / "out")["label/rejected"] == 1  # still told when there is nothing to do
+    with pytest.raises(DataError, match="1 clips could not be labelled"):
+        run((clips, world[1]), tmp_path / "out", "allow_rejects=false")
+
+
+def test_a_shard_without_readable_clips_does_not_stop_the_job(world, tmp_path):  # noqa: F811
+    clips = spoil(make_clips(tmp_path / "clips", per_shard=4), [f"v0-{c}" for c in range(3)] + ["v1-0"])
+    summary = run((clips, world[1]), tmp_path / "out")
+    assert (summary["label/clips"], summary["label/rejected"], summary["label/shards_finished"]) == (5, 4, 2)
+
+
+def test_nothing_labelled_is_an_error(world, tmp_path):  # noqa: F811
+    clips = spoil(make_clips(tmp_path / "clips", videos=1, clips_per_video=1), ["v0-0"])
+    with pytest.raises(DataError, match="no clip could be labelled"):
+        run((clips, world[1]), tmp_path / "out")
