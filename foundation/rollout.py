@@ -243,25 +243,19 @@ class Rollout:
         self.state = state["state"]
 
 
-class OnPolicy(IterableDataset):
-    """Minibatches of fresh experience: rollout, then `epochs` passes over it in `minibatches` groups of environments.
+class Passes(IterableDataset):
+    """`iterations` times `_collect`, which leaves `epochs` passes over `minibatches` parts in `left`; `batch` each.
 
-    It has a length, so that the trainer does not fetch ahead: each rollout happens when its first minibatch is asked
-    for, with the weights of that moment. `agent.policy` acts, `agent.annotate(chunk, groups)` adds what it trains on,
-    both in the context `agent.precision()`.
+    It has a length, so that the trainer does not fetch ahead: experience is made when its first minibatch is asked for,
+    with the weights of that moment.
     """
 
-    def __init__(self, agent, rollout, iterations, chunk, epochs, minibatches, seed):
+    def __init__(self, iterations, epochs, minibatches, seed):
         super().__init__()
-        b = len(rollout.environments)
-        if b % minibatches:
-            raise DataError(f"{b} environments do not divide into {minibatches} minibatches; change one of the two")
-        self.agent, self.rollout = agent, rollout
-        self.iterations, self.chunk, self.epochs, self.minibatches = iterations, chunk, epochs, minibatches
+        self.iterations, self.epochs, self.minibatches = iterations, epochs, minibatches
         self.generator = torch.Generator().manual_seed(seed)
         self.iteration = self.frames = 0
-        self.episodes = []  # of the latest rollout
-        self.data, self.left = None, []  # the rollout at hand and the minibatches of it still to come
+        self.episodes, self.left = [], []  # of the latest iteration: what ended, and what is still to come
 
     @property
     def per_iteration(self):
@@ -274,8 +268,26 @@ class OnPolicy(IterableDataset):
         while self.left or self.iteration < self.iterations:
             if not self.left:
                 self._collect()
-            rows = self.left.pop(0)
-            yield {**take(self.data, rows), "iteration": self.iteration - 1}
+            yield self.batch(self.left.pop(0))
+
+
+class OnPolicy(Passes):
+    """Minibatches of fresh experience: rollout, then `epochs` passes over it in `minibatches` groups of environments.
+
+    `agent.policy` acts, `agent.annotate(chunk, groups)` adds what it trains on,
+    both in the context `agent.precision()`.
+    """
+
+    def __init__(self, agent, rollout, iterations, chunk, epochs, minibatches, seed):
+        super().__init__(iterations, epochs, minibatches, seed)
+        b = len(rollout.environments)
+        if b % minibatches:
+            raise DataError(f"{b} environments do not divide into {minibatches} minibatches; change one of the two")
+        self.agent, self.rollout, self.chunk = agent, rollout, chunk
+        self.data = None  # the rollout at hand
+
+    def batch(self, rows):
+        return {**take(self.data, rows), "iteration": self.iteration - 1}
 
     def _collect(self):
         first = self._groups()

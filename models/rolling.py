@@ -46,8 +46,9 @@ class Rolling(nn.Module):
         window = {name: torch.stack([value, torch.zeros_like(value)], 1) for name, value in last.items()}
         window |= {name: torch.stack([state[name], now[name].to(state[name].dtype)], 1) for name in STEP}
         x = policy.tokens(window)  # b 2 m d
-        alone = policy.tokens({name: value[:, 1:] for name, value in window.items()})
-        x = torch.cat([x[:, :1], torch.where(first[:, None, None, None], alone, x[:, 1:])], 1)
+        if first.any():  # nothing was done before
+            alone = policy.tokens({name: value[:, 1:] for name, value in window.items()})
+            x = torch.cat([x[:, :1], torch.where(first[:, None, None, None], alone, x[:, 1:])], 1)
         m = x.shape[2]
         new = rearrange(x, "b t m d -> b (t m) d")[:, upto : upto + m]  # the rest of the step before, then this one
         keep = (self.context - 1) * m + upto - m

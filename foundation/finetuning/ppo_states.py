@@ -9,13 +9,12 @@ episode's final observation is a step of its own, with whose value a cut episode
 
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset
 
 from foundation.finetuning.episodes import stack_episodes
 from foundation.finetuning.ppo import PPO
 from foundation.losses.advantage import gae
 from foundation.losses.value import explained_variance
-from foundation.rollout import Episode
+from foundation.rollout import Episode, Passes
 from pipelines.schema import ACTION, FINAL_OBSERVATION, MASK, OBSERVATION, REWARD, TERMINATED, TIMESTEP, TRUNCATED
 from pipelines.trajectory_windows import EpisodeWindows, returns_of
 
@@ -56,7 +55,7 @@ class SequencePPO(PPO):
         return advantage / self._scale(advantage[real]).cpu(), target
 
 
-class WindowsOnPolicy(IterableDataset):
+class WindowsOnPolicy(Passes):
     """Minibatches of windows of fresh episodes: `iterations` times play, then `epochs` passes in `minibatches` parts.
 
     An iteration plays rounds until `frames_each` frames per iteration are there. Windows know their rows in the flat
@@ -65,29 +64,14 @@ class WindowsOnPolicy(IterableDataset):
 
     def __init__(self, agent, collector, options, statistics, spaces, fps, seed, iterations, frames_each, epochs,
                  minibatches, max_timestep):  # fmt: skip
-        super().__init__()
+        super().__init__(iterations, epochs, minibatches, seed)
         self.agent, self.collector, self.options, self.statistics = agent, collector, options, statistics
         self.spaces, self.fps, self.max_timestep = spaces, fps, max_timestep
-        self.iterations, self.frames_each, self.epochs, self.minibatches = iterations, frames_each, epochs, minibatches
-        self.generator = torch.Generator().manual_seed(seed)
-        self.iteration = self.frames = self.round = 0
+        self.frames_each, self.round = frames_each, 0
         self.offline_updates, self.online_updates = 0, len(self)
-        self.episodes, self.played, self.left, self.flat = [], [], [], {}
+        self.played, self.flat = [], {}
 
-    @property
-    def per_iteration(self):
-        return self.epochs * self.minibatches
-
-    report_every = per_iteration
-
-    def __len__(self):
-        return self.iterations * self.per_iteration
-
-    def __iter__(self):
-        while self.left or self.iteration < self.iterations:
-            if not self.left:
-                self._collect()
-            yield self.batch(self.left.pop(0))
+    report_every = Passes.per_iteration
 
     def _collect(self):
         self.played, self.episodes, self.agent.rollout_metrics = [], [], {}

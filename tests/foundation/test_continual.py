@@ -3,13 +3,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from foundation import continual, hub, pretrain
 from foundation.continual import continual_scores
 from foundation.envs import registry
-from pipelines.command import CONFIGS, execute
 from pipelines.schema import DataError
+from tests.foundation.running import run
 from tests.foundation.test_resume import Killed, kill  # noqa: F401
 from tests.foundation.vector_world import Push, write_pushes
 
@@ -20,11 +19,6 @@ OWN = {  # each task has its own of these; tokens before the window learn slowly
     "continual_prefix": ["steps=60", "method.optimizer.lr=0.1"],
 }  # fmt: skip
 TINY = ["method.net.width=32", "method.net.layers=2", "method.net.heads=2", "method.net.context=4"]
-
-
-def run(command, name, *overrides):
-    with initialize_config_dir(CONFIGS, version_base="1.3"):
-        return execute(command.main.function, compose(name, list(overrides)))
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,13 @@
 """The commands on a task of vectors, from collecting to a score: Pendulum of gymnasium needs no simulator."""
 
 import pytest
-from hydra import compose, initialize_config_dir
 
 from foundation import collect, evaluate, pretrain
 from foundation.envs import registry
-from pipelines.command import CONFIGS, execute
 from pipelines.schema import DataError
+from tests.foundation.running import run
 
 TASK = ["task=gym_mujoco", "task.name=Pendulum-v1", "task.env.episode_steps=30"]
-
-
-def run(command, name, *overrides):
-    with initialize_config_dir(CONFIGS, version_base="1.3"):
-        return execute(command.main.function, compose(name, list(overrides)))
 
 
 @pytest.fixture(scope="module")

@@ -6,28 +6,18 @@ import json
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from foundation import collect, evaluate, finetune, finetune_states, hub, pretrain
 from foundation.actors import SequenceActor
 from foundation.evaluate import play
 from foundation.finetuning.episodes import Targets, floors
-from pipelines.command import CONFIGS, execute
 from pipelines.schema import DataError
+from tests.foundation.running import config, run
 from tests.foundation.vector_world import Push, write_pushes
 
 TASK = ["task=gym_mujoco", "task.name=Pendulum-v1", "task.env.episode_steps=30"]
 TINY = [f"policy_vectors.{value}" for value in ("net.width=16", "net.layers=1", "net.context=4", "random_episodes=3")]
 TINY += ["algo.stream.environments=2", "episodes=2", "data.batch_size=4"]
-
-
-def compose_for(command, *overrides):
-    with initialize_config_dir(CONFIGS, version_base="1.3"):
-        return compose(command, list(overrides))
-
-
-def run(command, name, *overrides):
-    return execute(command.main.function, compose_for(name, *overrides))
 
 
 def finetuned(folder, *overrides, task=TASK):
@@ -128,7 +118,7 @@ def poor(tmp_path_factory):
 
 def test_td3_aux_beats_the_frozen_policy_that_saw_poor_play(poor, tmp_path):
     shards, policy = poor
-    cfg = compose_for(
+    cfg = config(
         "finetune", *TASK, "algo=td3_aux", f"run.dir={tmp_path}", f"init={policy}", f"data.train={shards}",
         "frames=600", "data.batch_size=32", "algo.agent.lr=1e-3", "algo.agent.critic_lr=1e-3", "algo.agent.tau=0.05",
         "algo.agent.gamma=0.9", "algo.agent.critic.width=64", "algo.stream.offline_updates=100",

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
 from foundation import collect, evaluate, finetune, hub, pretrain
@@ -11,18 +10,14 @@ from foundation.envs import registry
 from foundation.evaluate import play
 from foundation.rollout import evaluation_seed
 from pipelines import convert
-from pipelines.command import CONFIGS, execute
 from pipelines.dt_release import HOPPER
 from pipelines.schema import DataError
+from tests.foundation.running import run
+from tests.models.nets import shaken
 
 HOP = ["task=gym_mujoco", "task.name=Hopper-v5", "task.env.episode_steps=30"]
 PENDULUM = ["task=gym_mujoco", "task.name=Pendulum-v1", "task.env.episode_steps=20"]
 K, TARGET, SCALE = 6, 3600.0, 1000.0
-
-
-def run(command, name, *overrides):
-    with initialize_config_dir(CONFIGS, version_base="1.3"):
-        return execute(command.main.function, compose(name, list(overrides)))
 
 
 def saved(folder, state_dim, act_dim):
@@ -31,9 +26,7 @@ def saved(folder, state_dim, act_dim):
         state_dim=state_dim, act_dim=act_dim, hidden_size=32, max_ep_len=50, bos_token_id=None, eos_token_id=None
     )
     net = DecisionTransformerModel(config).eval()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    shaken(net)
     net.save_pretrained(folder)
     return net
 

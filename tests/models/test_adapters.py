@@ -6,6 +6,7 @@ from models.decision_transformer import DecisionTransformer
 from models.language import GPT
 from pipelines import checkpoint
 from pipelines.schema import DataError
+from tests.models.nets import shaken
 
 
 def trunk(width=16, layers=2, heads=2):
@@ -75,9 +76,7 @@ def config(**options):
 
 def test_a_hub_folder_brings_adapters_back(tmp_path):
     net = checkpoint.build(config())
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    shaken(net)
     checkpoint.save(tmp_path, config(), net, {}, "card")
     again = checkpoint.load(tmp_path).net.state_dict()
     assert again.keys() == net.state_dict().keys()

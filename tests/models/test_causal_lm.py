@@ -6,6 +6,7 @@ from models.causal_lm import CausalLM
 from models.decision_transformer import DecisionTransformer
 from pipelines import checkpoint
 from pipelines.schema import DataError
+from tests.models.nets import shaken
 from tests.models.test_decision_transformer import A, K, S, make_window, said
 
 SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -20,9 +21,7 @@ KINDS = pytest.mark.parametrize("kind", SMALL)
 def trunk(kind):
     torch.manual_seed(0)
     net = CausalLM({"model_type": kind, **SMALL[kind]})
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    shaken(net)
     return net.eval()
 
 

@@ -15,6 +15,8 @@ from pipelines.convert import main
 from pipelines.dt_release import HOPPER
 from pipelines.schema import DataError
 from pipelines.trajectories import Spaces
+from tests.models.nets import shaken
+from tests.pipelines.test_dt_release import window
 
 S, A, K, LONGEST = 11, 3, 20, 100
 STATISTICS = {"state_mean": [0.1 * i for i in range(S)], "state_std": [1.0 + i for i in range(S)], "returns_scale": 500}
@@ -25,9 +27,7 @@ def model(**settings):
     sizes = {"state_dim": S, "act_dim": A, "hidden_size": 32, "n_head": 2, "max_ep_len": LONGEST}
     config = DecisionTransformerConfig(**sizes, bos_token_id=None, eos_token_id=None, **settings)
     net = DecisionTransformerModel(config).eval()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    shaken(net)
     return net
 
 
@@ -52,15 +52,6 @@ def rewrite(folder, **change):
 def convert(tmp_path, *overrides):
     with initialize_config_dir(CONFIGS, version_base="1.3"):
         return main.function(compose("convert", overrides=[f"run.dir={tmp_path}/run", *overrides]))
-
-
-def window(t=K, b=4):
-    generator = torch.Generator().manual_seed(1)
-    return {
-        "observation": torch.randn(b, t, S, generator=generator),
-        "condition": torch.randn(b, t, 1, generator=generator),
-        "action": torch.rand(b, t, A, generator=generator) * 2 - 1, "timestep": torch.arange(t).expand(b, t) + 7,
-    }  # fmt: skip
 
 
 @torch.no_grad()

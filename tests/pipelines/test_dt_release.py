@@ -7,6 +7,7 @@ from pipelines import checkpoint
 from pipelines.dt_release import HOPPER, export_weights, import_weights, net_config
 from pipelines.gpt2_release import blocks
 from pipelines.schema import DataError
+from tests.models.nets import shaken
 
 S, A, K, B = 11, 3, 20, 4
 
@@ -19,18 +20,16 @@ def theirs(request):
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     net = DecisionTransformerModel(config).eval()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    shaken(net)
     return net
 
 
-def window():
+def window(t=K, b=B):
     generator = torch.Generator().manual_seed(1)
     return {
-        "observation": torch.randn(B, K, S, generator=generator),
-        "condition": torch.randn(B, K, 1, generator=generator),
-        "action": torch.rand(B, K, A, generator=generator) * 2 - 1, "timestep": torch.arange(K).expand(B, K) + 7,
+        "observation": torch.randn(b, t, S, generator=generator),
+        "condition": torch.randn(b, t, 1, generator=generator),
+        "action": torch.rand(b, t, A, generator=generator) * 2 - 1, "timestep": torch.arange(t).expand(b, t) + 7,
     }  # fmt: skip
 
 

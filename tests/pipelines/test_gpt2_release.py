@@ -5,6 +5,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 from models.language import LanguageModel
 from pipelines import gpt2_release, language_release
 from pipelines.schema import DataError
+from tests.models.nets import shaken
 
 SIZES = {"vocab_size": 50, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 4}
 TOKENS = torch.arange(24).view(2, 12)
@@ -13,9 +14,7 @@ TOKENS = torch.arange(24).view(2, 12)
 def theirs(kind=GPT2LMHeadModel, **more):
     torch.manual_seed(0)
     net = kind(GPT2Config(**SIZES, bos_token_id=0, eos_token_id=0, **more)).eval()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    shaken(net)
     return net
 
 

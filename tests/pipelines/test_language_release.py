@@ -19,6 +19,7 @@ from models.causal_lm import CausalLM, Reader
 from pipelines import checkpoint
 from pipelines.language_release import architecture, load
 from pipelines.schema import DataError
+from tests.models.nets import shaken
 
 SIZE = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 LLAMA = LlamaConfig(**SIZE, intermediate_size=48, num_key_value_heads=2, rope_parameters={"rope_theta": 5_000_000})
@@ -34,9 +35,7 @@ def save(name, folder):
     torch.manual_seed(0)
     kind, config = MODELS[name]
     net = kind(config).eval()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    shaken(net)
     net.save_pretrained(folder)
     return net
 
