@@ -128,10 +128,16 @@ class HypothesisPosterior(Learner):
         b, possible = len(observation), state["possible"].float()
         possible = torch.where(possible.any(-1, keepdim=True), possible, torch.ones_like(possible))
         weights = possible / possible.sum(-1, keepdim=True)  # b m
-        labels = self.world.optimal(self.tasks, rearrange(observation, "b k s -> 1 (b k) s"))
-        labels = rearrange(labels, "m (b k) -> m b k", b=b)
-        share = [einsum(weights, (labels == a).float(), "b m, m b k -> b k") for a in range(self.world.n_actions)]
-        return torch.stack(share, -1)
+        asked, rows, share = (
+            rearrange(observation, "b k s -> 1 (b k) s"),
+            max(1, CELLS // observation[..., 0].numel()),
+            0,
+        )
+        for i in range(0, self.m, rows):
+            labels = self.world.optimal({name: x[i : i + rows] for name, x in self.tasks.items()}, asked)
+            chosen = F.one_hot(rearrange(labels, "m (b k) -> m b k", b=b), self.world.n_actions).float()
+            share = share + einsum(weights[:, i : i + rows], chosen, "b m, m b k a -> b k a")
+        return share
 
     def act(self, state, observation, generator, greedy=False):
         p = self.probabilities(state, observation[:, None])[:, 0]
