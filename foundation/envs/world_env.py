@@ -1,0 +1,50 @@
+"""A world as an ordinary environment: each reset draws one task, so that collect, evaluate and finetune run on it."""
+
+import numpy as np
+import torch
+
+from foundation.envs.states import StateEnv
+from foundation.envs.worlds import SPLITS, World, at_least, checked
+from pipelines.schema import DataError
+from pipelines.trajectories import Spaces
+
+FPS = 1.0  # a round is no time; data of several worlds may be mixed
+
+
+class WorldEnv(StateEnv):
+    """`episodes` episodes of one task of `world`, as a single one: every `world.horizon` steps it starts again.
+
+    reset(seed) draws the task, and all rewards, from that seed. The task stays unseen; `scripted()` knows it.
+    """
+
+    def __init__(self, world, split="train", episodes=1, seed=None):
+        if not isinstance(world, World):
+            raise DataError(f"world={world!r}: expected a _target_ such as foundation.envs.dark_room.DarkRoom")
+        if world.n_actions is None:
+            raise DataError(f"{type(world).__name__} takes continuous actions; expected a world of n actions")
+        at_least(1, episodes=episodes)
+        self.world, self.split = world, checked("split", split, SPLITS)
+        spaces = Spaces(world.state_dim, 1, n_actions=world.n_actions)
+        super().__init__(spaces, FPS, world.horizon * int(episodes), seed)
+
+    def _begin(self, seed):
+        self._generator = torch.Generator().manual_seed(seed)
+        self.tasks = self.world.draw(1, self._generator, self.split)
+        self._shown = self.world.start(self.tasks)
+        return self._shown[0].numpy()
+
+    def _advance(self, action):
+        reward, self._shown = self.world.step(self.tasks, self._shown, torch.tensor([action]), self._generator)
+        frames = self._episode["frames"] + 1
+        if frames % self.world.horizon == 0 and frames < self.episode_steps:
+            self._shown = self.world.start(self.tasks)
+        return self._shown[0].numpy(), float(reward), False, False, None
+
+    def scripted(self):
+        """observation -> the label of the task at hand, whichever that is when it is asked."""
+
+        def player(observation):
+            shown = torch.from_numpy(np.asarray(observation, np.float32))
+            return int(self.world.optimal(self.tasks, shown[None, None]))
+
+        return player
