@@ -2,8 +2,8 @@
 
 The minimiser of DPT's loss (arXiv:2306.14892) is the posterior over the optimal action. Of bandits with U(low, high)
 means it is integrated on a grid; where the tasks are a finite list and steps are deterministic, as in Dark Room, it is
-the share of the tasks that explain every transition of the context. Axes: b tasks, l context lengths, a arms or
-actions, m hypotheses, g points of a grid.
+the vote of the tasks that explain every transition, and that have the state which is asked about. Axes: b tasks,
+l context lengths, a arms or actions, m hypotheses, g points of a grid.
 """
 
 import torch
@@ -16,6 +16,7 @@ from pipelines.schema import ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, Data
 POINTS = 256  # of the grid over a mean: at 500 pulls with noise 0.3 the posterior's std spans 3.4 of them
 ROWS = 2048  # posteriors at once: bounds memory to some tens of MB
 CELLS = 1 << 22  # hypotheses x transitions at once
+VOTES = "b m, m b k a -> b k a"
 LEAST = 1e-30  # probability below which float32 products are 0
 
 
@@ -114,30 +115,33 @@ class HypothesisPosterior(Learner):
         """Whether a task would have done what a transition shows, bool [b n m]."""
         b, n = transitions[ACTION].shape
         flat = {name: rearrange(value, "b n ... -> 1 (b n) ...") for name, value in transitions.items()}
-        rows = max(1, CELLS // (b * n))
+        rows = max(1, CELLS // max(1, b * n))
         found = [self._explained(slice(i, i + rows), flat) for i in range(0, self.m, rows)]
         return rearrange(torch.cat(found), "m (b n) -> b n m", b=b)
 
     def _explained(self, rows, flat):
         tasks = {name: value[rows, None] for name, value in self.tasks.items()}
         reward, following = self.world.step(tasks, flat[OBSERVATION], flat[ACTION], None)
-        return (reward == flat[REWARD]) & (following == flat[NEXT_OBSERVATION]).all(-1)
+        same = (reward == flat[REWARD]) & (following == flat[NEXT_OBSERVATION]).all(-1)
+        return same & self.world.possible(tasks, flat[OBSERVATION])
 
     def probabilities(self, state, observation):
-        """P(optimal action | context) at observations [b k s] -> [b k a]."""
-        b, possible = len(observation), state["possible"].float()
+        """P(optimal action | context) at observations [b k s] -> [b k a]; uniform where no remaining task has one."""
+        b, possible = len(observation), state["possible"].float()  # b m
         possible = torch.where(possible.any(-1, keepdim=True), possible, torch.ones_like(possible))
-        weights = possible / possible.sum(-1, keepdim=True)  # b m
-        asked, rows, share = (
-            rearrange(observation, "b k s -> 1 (b k) s"),
-            max(1, CELLS // observation[..., 0].numel()),
-            0,
-        )
+        asked, votes = rearrange(observation, "b k s -> 1 (b k) s"), 0
+        rows = max(1, CELLS // asked.shape[1])
         for i in range(0, self.m, rows):
-            labels = self.world.optimal({name: x[i : i + rows] for name, x in self.tasks.items()}, asked)
-            chosen = F.one_hot(rearrange(labels, "m (b k) -> m b k", b=b), self.world.n_actions).float()
-            share = share + einsum(weights[:, i : i + rows], chosen, "b m, m b k a -> b k a")
-        return share
+            labels = self._labels({name: value[i : i + rows] for name, value in self.tasks.items()}, asked)
+            votes = votes + einsum(possible[:, i : i + rows], rearrange(labels, "m (b k) a -> m b k a", b=b), VOTES)
+        n = votes.sum(-1, keepdim=True)
+        return torch.where(n > 0, votes / n.clamp(min=1), torch.full_like(votes, 1 / self.world.n_actions))
+
+    def _labels(self, tasks, observation):
+        """Labels of m tasks at observations [1 n s] as [m n a]; all 0 where a task has no such observation."""
+        chosen = F.one_hot(self.world.optimal(tasks, observation), self.world.n_actions)
+        each = {name: value[:, None] for name, value in tasks.items()}
+        return chosen.float() * self.world.possible(each, observation)[..., None]
 
     def act(self, state, observation, generator, greedy=False):
         p = self.probabilities(state, observation[:, None])[:, 0]

@@ -59,16 +59,17 @@ class GridWorld(World):
         if split not in self.listed:
             goal, layout = (x.flatten() for x in torch.meshgrid(
                 torch.arange(len(goals)), torch.arange(len(self.layouts)), indexing="ij"))  # fmt: skip
-            self.listed[split] = self._tasks(goals[goal], self.layouts[layout])
+            self.listed[split] = self.tasks(goals[goal], self.layouts[layout])
         return self.listed[split]
 
     def draw(self, b, generator, split="train"):
         goals = self.goals[checked("split", split, worlds.SPLITS)].to(generator.device)
         layouts = self.layouts.to(generator.device)
         goal, layout = (integers(len(found), (b,), generator) for found in (goals, layouts))
-        return self._tasks(goals[goal], layouts[layout])
+        return self.tasks(goals[goal], layouts[layout])
 
-    def _tasks(self, goal, openings):
+    def tasks(self, goal, openings):
+        """The tasks of goals [b 2] and openings [b 4], with the way from everywhere."""
         tasks = {"goal": goal, "openings": openings}
         return {**tasks, "distance": self._distances(tasks)}
 
@@ -95,6 +96,9 @@ class GridWorld(World):
         vertical = (x != self.middle) | (y == upper) | (y == lower)
         horizontal = (y != self.middle) | (x == left) | (x == right)
         return inside & vertical & horizontal
+
+    def possible(self, tasks, observation):
+        return self.free(tasks, observation[..., :2])
 
     def move(self, tasks, observation, action):
         """The pose after an action, [... 4]; action: int [...] or one for all."""

@@ -43,6 +43,10 @@ class World:
         """Takes action int [b] on observation [b s] -> (reward float32 [b], next observation float32 [b s])."""
         raise NotImplementedError
 
+    def possible(self, tasks, observation):
+        """Whether tasks have such an observation at all; leading axes broadcast. All have, unless a world says so."""
+        return torch.ones((), dtype=torch.bool, device=observation.device)
+
     def mean_reward(self, tasks, action, observation=None):
         """What an action [b ...] of a bandit brings on average, [b ...]. `observation`: where the mean needs it."""
         raise NotImplementedError(f"{type(self).__name__} is no bandit: play its episodes instead")
