@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from foundation import collect, evaluate
 from foundation.envs.bandits import BernoulliBandit
@@ -29,13 +30,14 @@ def episode(env, seed, act):
 def test_a_seed_is_a_task_and_the_player_knows_it(name):
     env = make(name, seed=0)
     rng = np.random.default_rng(0)
-    player, returns = env.scripted(), []
+    player, returns, tasks = env.scripted(), [], []
     assert env.spaces.state_dim == env.world.state_dim and env.spaces.n_actions == env.world.n_actions
     for seed in (1, 2, 1):
         rows, played = episode(env, seed, player)
         assert played["frames"] == env.world.horizon == len(rows) - 1
         returns.append(played["return"])
-    assert returns[0] == returns[2] and returns[0] != returns[1]
+        tasks.append(torch.cat([value.flatten().float() for value in env.tasks.values()]))
+    assert returns[0] == returns[2] and torch.equal(tasks[0], tasks[2]) and not torch.equal(tasks[0], tasks[1])
     assert returns[0] > episode(env, 1, lambda _: int(rng.integers(env.spaces.n_actions)))[1]["return"]
 
 
