@@ -25,11 +25,12 @@ class CausalAttention(nn.Module):
         self.out = nn.Linear(width, width)
         self.dropout, self.dropout_out = dropout, nn.Dropout(dropout)
 
-    def forward(self, x, read=None, memory=None, visible=None):
+    def forward(self, x, read=None, memory=None, visible=None, mask=None):
         """x [b n d] -> (y [b m d], (k, v) each [b h m+n d/h]).
 
         read: int [m], ascending positions of x whose outputs are wanted, None = all. memory: (k, v) of what came
-        before x. visible: bool [b m+n], which tokens of memory and x may be looked at, None = all.
+        before x. visible: bool [b m+n], which tokens of memory and x may be looked at, None = all. mask: bool
+        [n m+n], what each token looks at, in place of everything before it.
         """
         queries = x if read is None else x[:, read]
         q, k, v = (self._split(layer(z)) for layer, z in ((self.query, queries), (self.key, x), (self.value, x)))
@@ -37,15 +38,17 @@ class CausalAttention(nn.Module):
         if memory is not None:
             past = memory[0].shape[2]
             k, v = torch.cat([memory[0].to(k.dtype), k], 2), torch.cat([memory[1].to(v.dtype), v], 2)
-        mask = None
-        if read is not None or past or visible is not None:
-            place = torch.arange(x.shape[1], device=x.device) if read is None else read
-            keys = torch.arange(k.shape[2], device=x.device)
-            mask = keys <= past + place[:, None]  # m past+n
-        if visible is not None:  # a token always sees itself, so that no row is empty
-            mask = mask & (visible[:, None, None] | (keys == past + place[:, None]))  # b 1 m past+n
+        if mask is not None or read is not None or past or visible is not None:
+            place = torch.arange(x.shape[1], device=x.device) if read is None else read  # m
+            keys = torch.arange(k.shape[2], device=x.device) - past
+            mask = keys <= place[:, None] if mask is None else mask[place]  # m past+n
+            if visible is not None:  # a token always sees itself, so that no row is empty
+                mask = mask & (visible[:, None, None] | (keys == place[:, None]))  # b 1 m past+n
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout)
+        if k.shape[2] == 1 and not dropout:  # a single token can only look at itself
+            y = v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout)
         return self.dropout_out(self.out(rearrange(y, "b h m d -> b m (h d)"))), (k, v)
 
     def _split(self, x):
@@ -63,8 +66,8 @@ class Block(nn.Module):
         self.activation = ACTIVATIONS[activation]()
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x, read=None, memory=None, visible=None):
-        y, cache = self.attention(self.norm1(x), read, memory, visible)
+    def forward(self, x, read=None, memory=None, visible=None, mask=None):
+        y, cache = self.attention(self.norm1(x), read, memory, visible, mask)
         x = (x if read is None else x[:, read]) + y
         return x + self.dropout(self.down(self.activation(self.up(self.norm2(x))))), cache
 
@@ -82,16 +85,17 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(width)
         initialise(self, layers)
 
-    def forward(self, x, read=None, memory=None, visible=None):
+    def forward(self, x, read=None, memory=None, visible=None, mask=None):
         """x [b n d] -> (y [b m d], memory after x): `read` int [m] are the positions of x wanted, None = all.
 
         memory: what an earlier call returned for the tokens before x; a list with (k, v) per block. visible: bool
-        [b m+n], which tokens before and of x may be looked at, None = all.
+        [b m+n], which tokens before and of x may be looked at, None = all. mask: bool [n m+n], what each token of x
+        looks at, None = itself and everything before it.
         """
         x, caches = self.dropout(x), []
         for i, block in enumerate(self.blocks):
             last = i == len(self.blocks) - 1
-            x, cache = block(x, read if last else None, None if memory is None else memory[i], visible)
+            x, cache = block(x, read if last else None, None if memory is None else memory[i], visible, mask)
             caches.append(cache)
         return self.norm(x), caches
 

@@ -44,6 +44,10 @@ TIMESTEP = "timestep"  # int64 [b t] steps since the episode's start
 NEXT_OBSERVATION = "next_observation"  # float32 [b t s]
 SCALED_REWARD = "scaled_reward"  # float32 [b t] REWARD in the unit of CONDITION, which may differ from task to task
 TOKENS = "tokens"  # int64 [b n] of a language
+QUERY = "query"  # float32 [b k s] states for which an in-context policy is asked; the context is [b n ...]
+PLACE = "place"  # int64 [k] after how many transitions of the context
+FLOOR = "floor"  # float32 [b p] cross-entropy of the exact posterior at every answer
+TARGET = "target"  # the right action there, as ACTION: int64 [b k] or float32 [b k a]
 
 RECORDED, PSEUDO, NONE = "recorded", "pseudo", "none"  # provenance of actions
 
