@@ -14,7 +14,7 @@ import numpy as np
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from foundation import hub, overlay
+from foundation import evaluate_worlds, hub, overlay
 from foundation.actors import (
     NoopActor,
     PlayerActor,
@@ -135,6 +135,8 @@ def main(cfg):
         check_baseline(name)
     bundle = None if cfg.policy in BASELINES else load_policy(cfg.policy)
     tasks, numbers = registry.tasks_of(cfg.task), {}
+    if any(evaluate_worlds.is_world(task) for task in tasks):
+        return evaluate_worlds.score(tasks[0], bundle, cfg)
     for task in tasks:
         prefix = "evaluate" if len(tasks) == 1 else f"evaluate/{task['name']}"
         if len(tasks) > 1:

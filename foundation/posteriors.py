@@ -151,6 +151,11 @@ class HypothesisPosterior(Learner):
 # the least loss
 
 
+def known(world):
+    """Whether `floor` is: the prior is U(low, high) means of independent arms, or a finite list of tasks."""
+    return hasattr(world, "log_likelihood") or world.hypotheses() is not None
+
+
 def floor(world, tasks, context, query, lengths):
     """Cross-entropy of the exact posterior for the label of one query [b 1 s], after the first n transitions.
 

@@ -6,8 +6,6 @@ over tasks, contexts and queries. Its minimiser is the posterior over the optima
 posterior sampling. The release leaves j = 0 out of the loss although it acts with it; here that is an option.
 """
 
-import torch
-
 from foundation.pretraining.task import PretrainTask
 from pipelines import schema
 
@@ -21,21 +19,12 @@ class DecisionPretraining(PretrainTask):
 
     def losses(self, batch):
         distribution, _ = self.net(batch)
-        target, place = self.asked(batch)
-        counted = place >= (0 if self.empty_context else 1)
-        nll = -distribution.log_prob(target)  # b p
-        right = (distribution.mode() == target).float() if self.net.n_actions is not None else None
-        metrics = {} if right is None else {"accuracy": right[:, counted].mean()}
-        if schema.FLOOR in batch:  # the same tasks' cross-entropy of the exact posterior
-            metrics |= {"floor": batch[schema.FLOOR][:, counted].mean()}
-            metrics |= {"excess": (nll - batch[schema.FLOOR])[:, counted].mean()}
+        counted = batch[schema.PLACE] >= (0 if self.empty_context else 1)
+        nll = -distribution.log_prob(batch[schema.TARGET])  # b p
+        metrics = {}
+        if self.net.n_actions is not None:
+            metrics["accuracy"] = (distribution.mode() == batch[schema.TARGET])[:, counted].float().mean()
+        if schema.FLOOR in batch:  # the exact posterior on the same tasks
+            metrics["floor"] = batch[schema.FLOOR][:, counted].mean()
+            metrics["excess"] = (nll - batch[schema.FLOOR])[:, counted].mean()
         return nll[:, counted].mean(), metrics
-
-    def asked(self, batch):
-        """(right actions [b p], how many transitions each answer saw int [p])."""
-        target, place = batch[schema.TARGET], batch[schema.PLACE]
-        if self.net.query == "last":
-            return target, place
-        n = batch[schema.ACTION].shape[1]
-        place = torch.arange(n + 1, device=target.device)
-        return target.repeat_interleave(n + 1, 1), place.repeat(target.shape[1])

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from foundation import posteriors
 from foundation.pretraining.token_data import HELD_OUT, TRAIN, Steps
 from foundation.training import made
 from pipelines import schema
@@ -27,9 +28,10 @@ class WorldData(L.LightningDataModule):
         self.node, self.world = world, made(world)
         self.lengths = lengths_of(length, shares, steps)
         self.queries, self.batch_size, self.workers = queries, batch_size, workers
-        if min(queries, batch_size, validation) < 1:
+        if min(1 if queries is None else queries, batch_size, validation) < 1:
             given = f"data.queries={queries}, data.batch_size={batch_size}, data.validation={validation}"
             raise DataError(f"{given}: expected at least 1 of each")
+        self.one_query = True  # a batch asks about one state per task; set by the network
         self.steps, self.seed, self.set_aside = steps, seed, Counter()
         self.longest = max(self.lengths.values())
         self.frames = sum(self.rows(step) * self.length_at(step) for step in range(steps))
@@ -67,6 +69,7 @@ class WorldData(L.LightningDataModule):
     def setup(self, stage):
         """DataError where the network of init= does not fit the world."""
         net = self.trainer.lightning_module.net
+        self.one_query = net.query == "first"
         for name in ("state_dim", "n_actions"):
             ours, theirs = getattr(net, name), getattr(self.world, name)
             if ours != theirs:
@@ -84,37 +87,50 @@ class WorldData(L.LightningDataModule):
 
 
 class Batches(Dataset):
-    """Item t = batch t: a context with the keys of a trajectory [b n ...], QUERY, PLACE, TARGET.
+    """Item t = batch t: a context with the keys of a trajectory [b n ...], QUERY [b k s], PLACE int64 [p], TARGET [b p].
 
-    Of validation, `held_out` tasks: one batch at the longest context, with FLOOR where the world knows it.
+    One state is asked about after each of p numbers of transitions (k = 1), or p states, one after each (k = p). Of
+    validation there is one batch, of so many held-out tasks, with FLOOR [b p] where the world knows its posterior.
     """
 
     def __init__(self, data, key, split, held_out=None, rank=0, world_size=1):
         self.data, self.key, self.split, self.held_out = data, key, split, held_out
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.kept = rank, world_size, None
 
     def __len__(self):
         return self.data.steps if self.held_out is None else 1
 
     def __getitem__(self, step):
-        data, validating = self.data, self.held_out is not None
-        rows = self.held_out if validating else data.rows(step) * self.world_size
-        generator = torch.Generator().manual_seed(seed_of(*self.key, 0 if validating else step))
-        batch = draw(data.world, rows, data.longest if validating else data.length_at(step), data.queries, generator,
-                     self.split)  # fmt: skip
-        if validating:
-            return batch
+        if self.held_out is not None:
+            self.kept = self.kept or self._held_out()
+            return self.kept
+        data, rows = self.data, self.data.rows(step) * self.world_size
+        generator, length = torch.Generator().manual_seed(seed_of(*self.key, step)), data.length_at(step)
+        place = torch.arange(length + 1)
+        if data.queries is not None:
+            place = torch.randint(length + 1, (data.queries,), generator=generator).sort().values
+        batch, _ = draw(data.world, rows, length, place, 1 if data.one_query else len(place), generator, self.split)
         mine = slice(self.rank * rows // self.world_size, (self.rank + 1) * rows // self.world_size)
         return {name: value if name == schema.PLACE else value[mine] for name, value in batch.items()}
 
+    def _held_out(self):
+        data, generator = self.data, torch.Generator().manual_seed(seed_of(*self.key))
+        place = torch.linspace(0, data.longest, min(33, data.longest + 1)).round().long()
+        batch, tasks = draw(data.world, self.held_out, data.longest, place, 1, generator, self.split)
+        query = batch[schema.QUERY]
+        if posteriors.known(data.world):
+            batch[schema.FLOOR], _ = posteriors.floor(data.world, tasks, batch, query, place.tolist())
+        batch[schema.QUERY] = query if data.one_query else query.expand(-1, len(place), -1)
+        return batch
 
-def draw(world, rows, length, queries, generator, split):
-    """A batch of `rows` tasks: context [b n ...], QUERY [b k s], PLACE int64 [k] ascending, TARGET int64 [b k]."""
+
+def draw(world, rows, length, place, queries, generator, split):
+    """(batch of `rows` tasks with contexts of `length` transitions, the tasks); see `Batches`."""
     tasks = world.draw(rows, generator, split)
     context = world.context(tasks, length, generator)
     query = world.queries(tasks, queries, generator)
-    place = torch.randint(length + 1, (queries,), generator=generator).sort().values
-    return {**context, schema.QUERY: query, schema.PLACE: place, schema.TARGET: world.optimal(tasks, query)}
+    target = world.optimal(tasks, query).expand(-1, len(place))
+    return {**context, schema.QUERY: query, schema.PLACE: place, schema.TARGET: target}, tasks
 
 
 def seed_of(*key):

@@ -1,0 +1,206 @@
+"""Evaluation of learners in context, for tasks with a `protocol`: `python -m foundation.evaluate task=bandit policy=...`.
+
+    online   the context grows by what the learner does: cumulative regret of bandits, returns of episodes elsewhere
+    offline  one decision, or one episode, on a given context (by the context policy of pretraining)
+
+The policy and its rivals, in closed form, meet the same tasks; every number is a mean over tasks with its standard
+error. Protocols and rivals are those of DPT (arXiv:2306.14892), whose paper shows them as curves.
+"""
+
+import csv
+import logging
+import time
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+
+from foundation import in_context, learners, posteriors
+from foundation.envs.bandits import Bandit, LinearBandit
+from foundation.envs.recovering_bandit import RecoveringBandit, best_periodic
+from foundation.envs.world_env import WorldEnv
+from foundation.training import made
+from models.in_context import InContext
+from pipelines import construct
+from pipelines.schema import OBSERVATION, REWARD, DataError
+
+ROWS = 500  # tasks that a network plays at once
+log = logging.getLogger("foundation-policy")
+
+
+def is_world(task):
+    """Whether a task (its mapping) is a world with a protocol for learners in context."""
+    return "protocol" in task and issubclass(construct.find_class(task["env"]["_target_"], "foundation", object), WorldEnv)
+
+
+def score(task, bundle, cfg):
+    """Numbers of the policy (a Bundle, or None: the rivals alone) on a world's protocol; writes run.dir/curves.csv."""
+    task = OmegaConf.to_container(task, resolve=True) if OmegaConf.is_config(task) else task
+    world, protocol = made_world(task["env"]["world"]), task["protocol"]
+    protocol |= {} if cfg.episodes is None else {"tasks": cfg.episodes}
+    check(protocol, bundle, world, cfg.policy)
+    evaluation = Evaluation(world, protocol, bundle and bundle.net.to(cfg.device))
+    curves = evaluation.bandit() if isinstance(world, Bandit) else evaluation.episodes()
+    write(Path(cfg.run.dir) / "curves.csv", curves)
+    return evaluation.numbers
+
+
+def made_world(node):
+    """The world of a task; DataError where its options do not fit it."""
+    construct.find_class(node["_target_"], "foundation", object)
+    return made(node)
+
+
+def check(protocol, bundle, world, name):
+    """DataError for a policy that was made for something else, and for a protocol that cannot be played."""
+    if protocol["tasks"] < 2:
+        raise DataError(f"{protocol['tasks']} tasks have no standard error: expected at least 2 (protocol.tasks)")
+    if bundle is None:
+        return
+    if not isinstance(bundle.net, InContext):
+        raise DataError(f"{name} holds a {type(bundle.net).__name__}; worlds take what method=dpt makes")
+    if bundle.net.encoder is None and bundle.net.state_dim != world.state_dim:
+        raise DataError(f"{name} takes observations of {bundle.net.state_dim} numbers, {type(world).__name__} shows"
+                        f" {world.state_dim}; pretrain with data= of this world")  # fmt: skip
+    if bundle.net.n_actions != world.n_actions:
+        raise DataError(f"{name} chooses among {bundle.net.n_actions} actions, {type(world).__name__} has"
+                        f" {world.n_actions}; pretrain with data= of this world")  # fmt: skip
+
+
+class Evaluation:
+    """One world, one protocol; `numbers` collects what was measured, curves are [(figure, who, x, mean, sem)]."""
+
+    def __init__(self, world, protocol, net=None):
+        self.world, self.protocol, self.net, self.numbers = world, protocol, net, {}
+        self.generator = torch.Generator().manual_seed(protocol["seed"])
+        self.tasks = world.draw(protocol["tasks"], self.generator, protocol["split"])
+
+    # bandits
+
+    def bandit(self):
+        """Cumulative regret online, suboptimality offline."""
+        protocol, rounds, curves = self.protocol, self.protocol["rounds"], []
+        lengths = sorted({n for n in protocol["lengths"] if n <= protocol["rounds"]})
+        context = self.world.context(self.tasks, max(lengths), self.generator)
+        at = [n for n in protocol["report"] if n <= rounds]
+        for who, learner in self.contenders("online").items():
+            lost = self.played(who, learner, in_context.bandit_online, rounds)
+            regret = lost.cumsum(1)
+            self.say("online", who, "regret", at, regret[:, torch.tensor(at) - 1])
+            curves += points("cumulative regret, online", who, range(1, rounds + 1), regret)
+        for who, learner in self.contenders("offline").items():
+            lost = self.played(who, learner, in_context.bandit_offline, context, lengths)
+            self.say("offline", who, "suboptimality", lengths, lost)
+            curves += points("suboptimality, offline", who, lengths, lost)
+        return curves
+
+    # episodes
+
+    def episodes(self):
+        """Returns of episodes online, by how the context grows; and on given contexts, by whether they show the goal."""
+        protocol, curves = self.protocol, []
+        at = [n for n in protocol["report"] if n <= protocol["episodes"]]
+        for mode in protocol["online"]:
+            figure = f"online, context {mode['context']}, update per {mode['update']}"
+            for who, learner in self.contenders("online").items():
+                returns = self.played(who, learner, in_context.online, protocol["episodes"], **mode)
+                name = f"online/{mode['context']}_{mode['update']}"
+                self.say(name, who, "return", at, returns[:, torch.tensor(at) - 1])
+                curves += points(f"return, {figure}", who, range(1, protocol["episodes"] + 1), returns)
+        self.given()
+        return curves
+
+    def given(self):
+        """Episodes on contexts of the pretraining policy, sampled and greedy."""
+        n = self.protocol["context"]
+        context = self.world.context(self.tasks, n, self.generator)
+        seen = (context[REWARD] > 0).any(1)
+        self.numbers["evaluate/offline/goal_seen"] = float(seen.float().mean())
+        for who, learner in self.contenders("offline").items():
+            for greedy in (False, True):
+                returns = self.played(who, learner, in_context.offline, context, greedy=greedy)
+                name = f"offline/{'greedy' if greedy else 'sampled'}"
+                self.say(name, who, "return", [n], returns[:, None])
+                for label, rows in (("seen", seen), ("unseen", ~seen)):
+                    if rows.any():
+                        self.numbers[f"evaluate/{name}/{who}/return_goal_{label}"] = float(returns[rows].mean())
+
+    # who plays
+
+    def contenders(self, kind):
+        """{name: learner}: the policy, if there is one, and its rivals of that kind (online | offline)."""
+        found = {} if self.net is None else {"policy": in_context.NetLearner(self.net, self.world.states)}
+        return found | rivals(self.world, self.tasks, kind)
+
+    def played(self, who, learner, play, *given, **options):
+        """`play` over all tasks, for a network some at a time, on equal random numbers for everybody."""
+        start, b = time.monotonic(), self.protocol["tasks"]
+        rows = ROWS if who == "policy" else b
+        generator, parts = torch.Generator().manual_seed(self.protocol["seed"] + 1), []
+        for i in range(0, b, rows):
+            part = slice(i, i + rows)
+            tasks = {name: value[part] for name, value in self.tasks.items()}
+            own = [cut(value, part) for value in given]
+            parts.append(play(self.world, learner, tasks, *own, generator=generator, **options))
+        if who == "policy":
+            log.info("policy: %d tasks in %.1f s", b, time.monotonic() - start)
+        return torch.cat(parts)
+
+    def say(self, name, who, what, at, values):
+        """Keeps means and standard errors [b l] at the places `at`, and prints them."""
+        mean, sem = spread(values)
+        for n, m, s in zip(at, mean.tolist(), sem.tolist(), strict=True):
+            self.numbers[f"evaluate/{name}/{who}/{what}@{n}"] = m
+            self.numbers[f"evaluate/{name}/{who}/{what}@{n}_sem"] = s
+        shown = "  ".join(f"{n}: {m:.4g}" for n, m in zip(at, mean.tolist(), strict=True))
+        log.info("%-28s %-18s %s  %s", name, who, what, shown)
+
+
+def rivals(world, tasks, kind):
+    """{name: learner} to compare with, where the world has them."""
+    a, online = world.n_actions, kind == "online"
+    if isinstance(world, LinearBandit):
+        prior = {"mean": 0.0, "variance": 1.0}
+        found = {"thompson": learners.ThompsonSampling(a, world.noise, **prior)}
+        found |= {"linucb": learners.LinUCB(world.features)} if online else {"ridge": learners.LinUCB(world.features, c=0)}
+    elif isinstance(world, RecoveringBandit):
+        best = best_periodic(world, tasks)
+        found = {"thompson": learners.ThompsonSampling(a), "ucb": learners.UCB(a)}
+        found |= {"periodic": learners.Periodic(best[0], best[1])}
+    elif isinstance(world, Bandit):
+        found = {"empirical": learners.EmpiricalMean(a), "thompson": learners.ThompsonSampling(a)}
+        found |= {"ucb": learners.UCB(a)} if online else {"lcb": learners.LCB(a)}
+    else:
+        found = {}
+    if posteriors.known(world) and isinstance(world, Bandit):
+        found |= {"posterior": posteriors.PosteriorSampling(world)}
+        found |= {} if online else {"posterior_mean": posteriors.PosteriorMean(world)}
+    elif posteriors.known(world):
+        found |= {"posterior": posteriors.HypothesisPosterior(world)}
+    return found | {"uniform": learners.Uniform(a), "optimal": learners.Optimal(world, tasks)}
+
+
+# numbers
+
+
+def spread(values):
+    """(mean [l], standard error [l]) over tasks [b l]."""
+    return values.mean(0), values.std(0) / len(values) ** 0.5
+
+
+def points(figure, who, x, values):
+    mean, sem = spread(values)
+    return [(figure, who, n, m, s) for n, m, s in zip(x, mean.tolist(), sem.tolist(), strict=True)]
+
+
+def cut(value, rows):
+    """The rows of a context; anything else as it is."""
+    return {name: one[rows] for name, one in value.items()} if isinstance(value, dict) and OBSERVATION in value else value
+
+
+def write(path, curves):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["figure", "who", "x", "mean", "sem"])
+        out.writerows(curves)
