@@ -1,4 +1,4 @@
-"""Evaluation of learners in context, for tasks with a `protocol`: `python -m foundation.evaluate task=bandit policy=...`.
+"""Evaluation of learners in context: the half of `python -m foundation.evaluate` for tasks with a `protocol`.
 
     online   the context grows by what the learner does: cumulative regret of bandits, returns of episodes elsewhere
     offline  one decision, or one episode, on a given context (by the context policy of pretraining)
@@ -22,7 +22,7 @@ from foundation.envs.world_env import WorldEnv
 from foundation.training import made
 from models.in_context import InContext
 from pipelines import construct
-from pipelines.schema import OBSERVATION, REWARD, DataError
+from pipelines.schema import REWARD, DataError
 
 ROWS = 500  # tasks that a network plays at once
 log = logging.getLogger("foundation-policy")
@@ -30,7 +30,8 @@ log = logging.getLogger("foundation-policy")
 
 def is_world(task):
     """Whether a task (its mapping) is a world with a protocol for learners in context."""
-    return "protocol" in task and issubclass(construct.find_class(task["env"]["_target_"], "foundation", object), WorldEnv)
+    kind = construct.find_class(task["env"]["_target_"], "foundation", object)
+    return "protocol" in task and issubclass(kind, WorldEnv)
 
 
 def score(task, bundle, cfg):
@@ -97,7 +98,7 @@ class Evaluation:
     # episodes
 
     def episodes(self):
-        """Returns of episodes online, by how the context grows; and on given contexts, by whether they show the goal."""
+        """Returns online, by how the context grows; and on given contexts, by whether they show the goal."""
         protocol, curves = self.protocol, []
         at = [n for n in protocol["report"] if n <= protocol["episodes"]]
         for mode in protocol["online"]:
@@ -162,7 +163,8 @@ def rivals(world, tasks, kind):
     if isinstance(world, LinearBandit):
         prior = {"mean": 0.0, "variance": 1.0}
         found = {"thompson": learners.ThompsonSampling(a, world.noise, **prior)}
-        found |= {"linucb": learners.LinUCB(world.features)} if online else {"ridge": learners.LinUCB(world.features, c=0)}
+        name, c = ("linucb", 1.0) if online else ("ridge", 0.0)
+        found |= {name: learners.LinUCB(world.features, c)}
     elif isinstance(world, RecoveringBandit):
         best = best_periodic(world, tasks)
         found = {"thompson": learners.ThompsonSampling(a), "ucb": learners.UCB(a)}
@@ -195,7 +197,7 @@ def points(figure, who, x, values):
 
 def cut(value, rows):
     """The rows of a context; anything else as it is."""
-    return {name: one[rows] for name, one in value.items()} if isinstance(value, dict) and OBSERVATION in value else value
+    return {name: one[rows] for name, one in value.items()} if isinstance(value, dict) else value
 
 
 def write(path, curves):

@@ -161,7 +161,8 @@ class InContext(nn.Module):
         x = self.queries(query)
         k, past = x.shape[1], 0 if memory is None else memory[0][0].shape[2]
         place = torch.full((k,), past, device=x.device) if place is None else place
-        mask = torch.cat([torch.arange(past, device=x.device) < place[:, None], torch.eye(k, device=x.device).bool()], 1)
+        before = torch.arange(past, device=x.device) < place[:, None]
+        mask = torch.cat([before, torch.eye(k, dtype=torch.bool, device=x.device)], 1)
         visible = None if visible is None else F.pad(visible, (0, k), value=True)
         y, _ = self.trunk(x, None, memory, visible, mask)
         return y
@@ -169,14 +170,16 @@ class InContext(nn.Module):
     # a step at a time
 
     def initial_state(self, batch_size, device=None):
-        """No transition yet: keys and values [b h 0 e] of every block, or with query=first the transitions [b 0 ...]."""
+        """No transition yet: keys and values [b h 0 e] of every block; with query=first the transitions [b 0 ...]."""
         if self.query == "last":
             empty = torch.zeros(batch_size, self.heads, 0, self.width // self.heads, device=device)
             kept = dict.fromkeys(self.caches, empty)
         else:
-            action = torch.zeros(batch_size, 0, dtype=torch.long, device=device)
-            action = action if self.n_actions is not None else torch.zeros(batch_size, 0, self.action_dim, device=device)
-            kept = {"action": action, "reward": torch.zeros(batch_size, 0, device=device)}
+            shape, kind = (batch_size, 0), torch.long
+            if self.n_actions is None:
+                shape, kind = (batch_size, 0, self.action_dim), torch.float32
+            kept = {"action": torch.zeros(shape, dtype=kind, device=device)}
+            kept |= {"reward": torch.zeros(batch_size, 0, device=device)}
             kept |= dict.fromkeys(("observation", "next_observation"), torch.zeros(batch_size, 0, 0, device=device))
         return {**kept, "visible": torch.zeros(batch_size, 0, dtype=torch.bool, device=device)}
 

@@ -87,7 +87,7 @@ class WorldData(L.LightningDataModule):
 
 
 class Batches(Dataset):
-    """Item t = batch t: a context with the keys of a trajectory [b n ...], QUERY [b k s], PLACE int64 [p], TARGET [b p].
+    """Item t = batch t: a context as a trajectory's [b n ...], QUERY [b k s], PLACE int64 [p], TARGET [b p].
 
     One state is asked about after each of p numbers of transitions (k = 1), or p states, one after each (k = p). Of
     validation there is one batch, of so many held-out tasks, with FLOOR [b p] where the world knows its posterior.
