@@ -204,7 +204,8 @@ class InContext(nn.Module):
     def _remember(self, kept, new, visible):
         if self.query == "first":
             return {name: torch.cat([kept[name], new[name]], 1) if kept[name].shape[1] else new[name] for name in kept}
-        _, memory = self.read(self._memory(kept), new, visible, visible.sum(1, keepdim=True) - 1)
+        place = (visible.sum(1, keepdim=True) - 1).clamp(min=0)  # where an episode begins nobody looks at the new one
+        _, memory = self.read(self._memory(kept), new, visible, place)
         return dict(zip(self.caches, (tensor for pair in memory for tensor in pair), strict=True))
 
     def _memory(self, kept):
