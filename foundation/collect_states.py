@@ -32,7 +32,7 @@ from pipelines.schema import DataError
 from pipelines.shards import ShardWriter
 from pipelines.trajectories import write_episode
 
-CODE_VERSION = 1  # of what turns the same settings into other bytes
+CODE_VERSION = 2  # of what turns the same settings into other bytes
 SEEDS = 1 << 30  # seeds of episodes are below; those of evaluations, in foundation.rollout, are not
 ENVIRONMENTS = 4  # that a process keeps; building one costs as much as a hundred steps
 SAMPLES_PER_SHARD = 1024

@@ -29,6 +29,7 @@ CAMERA_PROBABILITIES = "camera_probabilities"  # float16 [t 2 bins] labeller's d
 COVERAGE = "coverage"  # bool [t] False where no label could be made
 # of an episode of vectors also, for its t steps, what `pipelines.trajectories` lists, and
 FINAL_OBSERVATION = "final_observation"  # float32 [s] what the last action led to
+OPTIMAL_ACTION = "optimal_action"  # optional, as ACTION: that of the best policy at hand, on what ACTION was chosen on
 
 # keys of a training batch
 OBSERVATION = "observation"  # uint8 [b t h w c] RGB, or float32 [b t s]
@@ -41,7 +42,7 @@ MASK = "mask"  # bool [b t] True = real
 WEIGHT = "weight"  # float32 [b t] weight of the frame in the loss
 CONDITION = "condition"  # float32 [b t c] what the policy is asked for: return-to-go, goal, latent, ...
 TIMESTEP = "timestep"  # int64 [b t] steps since the episode's start
-NEXT_OBSERVATION = "next_observation"  # float32 [b t s]
+NEXT_OBSERVATION = "next_observation"  # float32 [b t s]; in a sample, optional: where steps do not follow one another
 SCALED_REWARD = "scaled_reward"  # float32 [b t] REWARD in the unit of CONDITION, which may differ from task to task
 TOKENS = "tokens"  # int64 [b n] of a language
 QUERY = "query"  # float32 [b k s] states for which an in-context policy is asked; the context is [b n ...]

@@ -5,6 +5,10 @@
 One sample is one episode of t steps (or the part of it that was recorded): `observation[i]` is what `action[i]` was
 chosen on, `reward[i]` what it brought, and `final_observation` what the last one led to. `terminated[-1]` says that the
 episode came to its own end; cut by a time limit it is `truncated[-1]`, and its last state still has a future.
+
+Two arrays are optional. `optimal_action[i]` is what the best policy at hand (a scripted player, the label of a world)
+would have done on `observation[i]`, whoever chose `action[i]`. `next_observation[i]` is what `action[i]` led to, given
+where that is not `observation[i + 1]`: in contexts of single transitions.
 """
 
 from dataclasses import asdict, dataclass
@@ -19,6 +23,7 @@ STEPWISE = {  # arrays of a sample with a row per step -> dtype
     schema.OBSERVATION: np.float32, schema.ACTION: None, schema.REWARD: np.float32,
     schema.TERMINATED: np.bool_, schema.TRUNCATED: np.bool_,
 }  # fmt: skip
+OPTIONAL = {schema.OPTIMAL_ACTION: None, schema.NEXT_OBSERVATION: np.float32}  # the same, not in every sample
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,11 @@ class Spaces:
             raise DataError(f"the spaces of a trajectory are damaged ({error}); write it again") from error
         return spaces
 
+    @property
+    def action_kind(self):
+        """dtype of stored actions."""
+        return np.float32 if self.n_actions is None else np.int64
+
     def to_unit(self, action):
         """Actions in [low, high] -> [-1, 1], float32; what lies outside is clipped. Discrete ones stay as they are."""
         if self.n_actions is not None:
@@ -63,7 +73,7 @@ class Spaces:
 
 
 def write_episode(writer, key, arrays, spaces, fps, source, tags=None, provenance=schema.RECORDED):
-    """Adds one episode to a ShardWriter. arrays: STEPWISE [t ...] and `final_observation` [s]; tags: plain values.
+    """Adds one episode to a ShardWriter. arrays: STEPWISE and OPTIONAL [t ...], `final_observation` [s]; tags: plain.
 
     Raises DataError for arrays of different lengths, of another size than `spaces`, or with NaN.
     """
@@ -71,7 +81,8 @@ def write_episode(writer, key, arrays, spaces, fps, source, tags=None, provenanc
     check(key, arrays, spaces)
     n = len(arrays[schema.REWARD])
     kinds = {**STEPWISE, schema.FINAL_OBSERVATION: np.float32}
-    kinds[schema.ACTION] = np.float32 if spaces.n_actions is None else np.int64
+    kinds |= {name: kind for name, kind in OPTIONAL.items() if name in arrays}
+    kinds = {name: kind or spaces.action_kind for name, kind in kinds.items()}
     members = {name: arrays[name].astype(kind) for name, kind in kinds.items()}
     meta = SampleMeta(
         key=key, source=source, source_sha256="", frames=(0, n), fps=float(fps), provenance=provenance,
@@ -87,6 +98,8 @@ def check(key, arrays, spaces):
         schema.OBSERVATION: (n, spaces.state_dim), schema.ACTION: action, schema.REWARD: (n,),
         schema.TERMINATED: (n,), schema.TRUNCATED: (n,), schema.FINAL_OBSERVATION: (spaces.state_dim,),
     }  # fmt: skip
+    optional = {schema.OPTIMAL_ACTION: action, schema.NEXT_OBSERVATION: (n, spaces.state_dim)}
+    expected |= {name: shape for name, shape in optional.items() if name in arrays}
     for name, shape in expected.items():
         if name not in arrays or arrays[name].shape != shape:
             came = arrays[name].shape if name in arrays else "nothing"
@@ -111,6 +124,8 @@ class Trajectories:
     tags: tuple  # of dicts, one per episode
     spaces: Spaces
     fps: float
+    optimal_action: np.ndarray | None = None  # as action; None unless every episode has it
+    next_observation: np.ndarray | None = None  # float32 [N s]; None unless every episode has it
 
     @classmethod
     def load(cls, root, where=None, on_damage="stop"):
@@ -123,8 +138,9 @@ class Trajectories:
         samples = [shards.arrays(entry.key) for entry in entries]
         for entry, arrays in zip(entries, samples, strict=True):
             check(entry.key, arrays, spaces)
-        flat = {name: np.concatenate([arrays[name] for arrays in samples]) for name in STEPWISE}
-        flat[schema.ACTION] = spaces.to_unit(flat[schema.ACTION])
+        flat = joined(samples)
+        for name in {schema.ACTION, schema.OPTIMAL_ACTION} & flat.keys():
+            flat[name] = spaces.to_unit(flat[name])
         return cls(
             **flat,
             final_observation=np.stack([arrays[schema.FINAL_OBSERVATION] for arrays in samples]),
@@ -134,6 +150,12 @@ class Trajectories:
 
     def __len__(self):
         return len(self.offsets) - 1
+
+    @property
+    def stepwise(self):
+        """The arrays with a row per step that there are, by name."""
+        found = {name: getattr(self, name) for name in (*STEPWISE, *OPTIONAL)}
+        return {name: value for name, value in found.items() if value is not None}
 
     @property
     def lengths(self):
@@ -160,15 +182,31 @@ class Trajectories:
             result[i] = total
         return result.astype(np.float32)
 
+    def following(self, rows):
+        """What the actions of the steps `rows`, int [...], led to, [... s]; at an episode's end `final_observation`."""
+        if self.next_observation is not None:
+            return self.next_observation.take(rows, 0)
+        episode = np.searchsorted(self.offsets, rows, side="right") - 1
+        last = rows == self.offsets[episode + 1] - 1
+        found = self.observation.take(np.where(last, rows, rows + 1), 0)
+        found[last] = self.final_observation[episode[last]]
+        return found
+
     def select(self, episodes):
         """The episodes in `episodes` (bool or int [m]), in that order."""
         episodes = np.arange(len(self))[episodes]
         rows = np.concatenate([np.arange(*self.offsets[e : e + 2]) for e in episodes]) if len(episodes) else []
-        flat = {name: getattr(self, name)[rows] for name in STEPWISE}
+        flat = {name: value[rows] for name, value in self.stepwise.items()}
         return Trajectories(
             **flat, final_observation=self.final_observation[episodes], fps=self.fps, spaces=self.spaces,
             offsets=np.cumsum([0, *self.lengths[episodes]]), tags=tuple(self.tags[e] for e in episodes),
         )  # fmt: skip
+
+
+def joined(samples):
+    """Arrays of episodes one after another, those of OPTIONAL that all of them have included."""
+    names = [*STEPWISE, *(name for name in OPTIONAL if all(name in arrays for arrays in samples))]
+    return {name: np.concatenate([arrays[name] for arrays in samples]) for name in names}
 
 
 def has_tags(meta, where):

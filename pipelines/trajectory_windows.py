@@ -287,10 +287,7 @@ class EpisodeWindows(Dataset):
             schema.TIMESTEP: rows - data.offsets[episode, None],
         }  # fmt: skip
         if self.following:
-            following = data.observation.take(np.minimum(rows + 1, end - 1), 0)
-            last = rows == end - 1
-            following[last] = data.final_observation[np.broadcast_to(episode[:, None], rows.shape)[last]]
-            sample[schema.NEXT_OBSERVATION] = self._states(following, episode)
+            sample[schema.NEXT_OBSERVATION] = self._states(data.following(rows), episode)
         if not mask.all():
             for value in sample.values():
                 value[~mask] = 0

@@ -75,15 +75,19 @@ class Behaviour:
 
     def __init__(self, env, variant, rng, address=None, target=None):
         self.spaces, self.variant, self.rng = env.spaces, variant, rng
-        makers = {"scripted": env.scripted, "random": lambda: self._random}
+        self.best = env.scripted()  # kept through the episode, and asked once a step: it may remember
+        makers = {"scripted": lambda: self.best, "random": lambda: self._random}
         makers["policy"] = lambda: trained(env, address, target)
         self.policy = makers[variant.behaviour]()
         if self.policy is None:
             raise DataError("this task has no scripted policy; collect with states.behaviour=random")
         self.told = getattr(self.policy, "told", lambda reward: None)
+        self.optimal = None  # what the scripted player would have done on the last observation; None without one
 
     def __call__(self, observation):
-        clean, spaces, noise = self.policy(observation), self.spaces, self.variant.noise
+        spaces, noise = self.spaces, self.variant.noise
+        self.optimal = self.best and self.best(observation)
+        clean = self.optimal if self.variant.behaviour == "scripted" else self.policy(observation)
         if spaces.n_actions is not None:  # noise is then the chance of any other action
             return clean, self._random() if noise and self.rng.random() < noise else clean
         if self.variant.behaviour != "random" and self.variant.scale != 1:
@@ -135,11 +139,13 @@ def play(env, behaviour, seed, label, stop_after=None):
     """One episode -> (arrays as pipelines.trajectories.write_episode takes them, success or None).
 
     label: the action that is stored, clean | executed. stop_after: steps from the first success to a cut, or None.
+    Where the environment has a scripted player, `optimal_action` is what that would have done, whoever played.
     """
-    rows, success, left = [], None, None
+    rows, optimal, success, left = [], [], None, None
     observation, _ = env.reset(seed=seed)
     while True:
         clean, executed = behaviour(observation)
+        optimal.append(behaviour.optimal)
         following, reward, terminated, truncated, info = env.step(executed)
         behaviour.told(reward)
         if "success" in info:
@@ -153,4 +159,6 @@ def play(env, behaviour, seed, label, stop_after=None):
             break
     names = schema.OBSERVATION, schema.ACTION, schema.REWARD, schema.TERMINATED, schema.TRUNCATED
     arrays = {name: np.array(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+    if optimal[0] is not None:
+        arrays[schema.OPTIMAL_ACTION] = np.array(optimal)
     return {**arrays, schema.FINAL_OBSERVATION: observation}, success

@@ -17,7 +17,7 @@ from foundation.evaluate import play
 from foundation.rollout import training_seed
 from pipelines import schema
 from pipelines.schema import DataError
-from pipelines.trajectories import STEPWISE, Trajectories
+from pipelines.trajectories import STEPWISE, Trajectories, joined
 from pipelines.trajectory_windows import returns_of
 from pipelines.values import is_number
 
@@ -190,9 +190,8 @@ SIZES = ("state_dim", "action_dim", "n_actions")
 
 def stack_episodes(arrays, tags, spaces, fps):
     """Trajectories of episodes as `Played` has them."""
-    flat = {name: np.concatenate([one[name] for one in arrays]) for name in STEPWISE}
-    kind = np.float32 if spaces.n_actions is None else np.int64
-    flat[schema.ACTION] = flat[schema.ACTION].astype(kind)
+    flat = joined(arrays)
+    flat[schema.ACTION] = flat[schema.ACTION].astype(spaces.action_kind)
     return Trajectories(
         **flat, final_observation=np.stack([one[schema.FINAL_OBSERVATION] for one in arrays]),
         offsets=np.cumsum([0, *(len(one[schema.REWARD]) for one in arrays)]), tags=tuple(tags), spaces=spaces, fps=fps,

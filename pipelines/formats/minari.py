@@ -13,7 +13,7 @@ import numpy as np
 from pipelines.formats.episodes import FormatError, box, finish, scalars, vectors
 from pipelines.formats.hdf5 import column, find, library, opened, whole
 from pipelines.schema import ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, TERMINATED, TRUNCATED, DataError
-from pipelines.trajectories import Spaces
+from pipelines.trajectories import OPTIONAL, Spaces
 from pipelines.untrusted import parse_json, read_json
 
 DATA, METADATA = "main_data.hdf5", "metadata.json"
@@ -119,7 +119,16 @@ def episode(group, leaves, action, options, tags, fps):
         spaces = box(columns, options, (action.get("low"), action.get("high")))
     else:
         raise FormatError("space", f"actions of type {action['type']}, shape {list(taken.shape)}; expected vectors")
-    return finish(columns, spaces, options, {**tags, **tags_of(group)}, fps, known=True)
+    made = finish(columns, spaces, options, {**tags, **tags_of(group)}, fps, known=True)
+    if not isinstance(made, FormatError):
+        made.arrays |= ours(group)
+    return made
+
+
+def ours(group):
+    """Arrays of an episode that we exported, for which Minari has no place but the infos."""
+    nodes = {name: column(group, "infos", name, optional=True) for name in OPTIONAL}
+    return {name: whole(node) for name, node in nodes.items() if node is not None}
 
 
 def tags_of(group):

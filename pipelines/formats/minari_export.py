@@ -12,7 +12,7 @@ from pipelines import schema
 from pipelines.formats.minari import RATE, TAGS, folder
 from pipelines.schema import DataError
 from pipelines.shards import Shards
-from pipelines.trajectories import common, has_tags
+from pipelines.trajectories import OPTIONAL, common, has_tags
 
 NAME = re.compile(r"(?:[-\w]+/)*[-\w]+-v\d+")
 CHUNK = 64  # episodes in memory
@@ -77,7 +77,9 @@ def serialised(ours):
 
 def buffer(EpisodeBuffer, arrays):
     final = arrays[schema.FINAL_OBSERVATION][None]
+    infos = {name: arrays[name] for name in OPTIONAL if name in arrays}
     return EpisodeBuffer(
         observations=np.concatenate([arrays[schema.OBSERVATION], final]), actions=arrays[schema.ACTION],
         rewards=arrays[schema.REWARD], terminations=arrays[schema.TERMINATED], truncations=arrays[schema.TRUNCATED],
+        infos=infos or None,
     )  # fmt: skip

@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 
 from foundation import collect_states, rollout
 from foundation.collect import main, state_tasks
+from foundation.envs.reacher2d import expert
 from pipelines.command import CONFIGS
 from pipelines.schema import DataError
 from pipelines.trajectories import Trajectories
@@ -38,14 +39,17 @@ def test_shards_hold_the_episodes_that_the_summary_counts(collected):
     assert len(data) == summary["episodes"] == summary["played"] == 8
     assert data.lengths.tolist() == [100] * 8 and summary["frames"] == 800
     assert [tags["behaviour"] for tags in data.tags].count("scripted") == 2
-    expert = Trajectories.load(folder / "plays", {"behaviour": "scripted"}).returns
-    assert summary["reacher2d/scripted/return_mean"] == pytest.approx(expert.mean())
-    assert summary["reacher2d/scripted/return_max"] == expert.max() > summary["reacher2d/random/return_mean"] + 20
+    best = Trajectories.load(folder / "plays", {"behaviour": "scripted"}).returns
+    assert summary["reacher2d/scripted/return_mean"] == pytest.approx(best.mean())
+    assert summary["reacher2d/scripted/return_max"] == best.max() > summary["reacher2d/random/return_mean"] + 20
     assert data.truncated.sum() == 8 and not data.terminated.any()
     assert len({tags["seed"] for tags in data.tags}) == 8
     assert collect_states.SEEDS == rollout.SEEDS > max(tags["seed"] for tags in data.tags)
     assert set(data.tags[0]) == {"task", "seed", "behaviour", "noise", "scale"}
     assert data.fps == pytest.approx(1 / 0.15)
+    wanted = np.array([expert(observation) for observation in data.observation])
+    np.testing.assert_allclose(data.optimal_action, wanted, atol=1e-6)  # to the unit box and back
+    assert (data.action == data.optimal_action).all(1).mean() == pytest.approx(0.25, abs=0.01)  # scripted episodes
 
 
 def test_the_recorded_episode_is_the_environments(collected):

@@ -4,6 +4,7 @@ import pytest
 from pipelines.schema import DataError
 from pipelines.shards import ShardWriter
 from pipelines.trajectories import Spaces, Trajectories, write_episode
+from pipelines.trajectory_windows import EpisodeWindows
 
 SPACES = Spaces(3, 2, low=(-1.0, 0.0), high=(1.0, 4.0))
 
@@ -82,3 +83,27 @@ def test_an_empty_episode_and_mixed_spaces_are_refused(tmp_path):
         write_episode(writer, "b", episode(2), SPACES, 20, "test")
     with pytest.raises(DataError, match="mixes spaces or rates"):
         Trajectories.load(tmp_path / "mixed")
+
+
+def test_optional_arrays_are_kept_where_every_episode_has_them(tmp_path):
+    parts = [episode(4, 0), episode(3, 1)]
+    parts[0] |= {"optimal_action": np.tile([[1.0, 4.0]], (4, 1)), "next_observation": np.full((4, 3), 7.0)}
+    mixed = Trajectories.load(write(tmp_path / "mixed", [(part, {"n": i}) for i, part in enumerate(parts)]))
+    assert mixed.optimal_action is None and mixed.next_observation is None
+    np.testing.assert_array_equal(mixed.following(np.array([2, 3, 6])),
+                                  [mixed.observation[3], *mixed.final_observation])  # fmt: skip
+    data = Trajectories.load(tmp_path / "mixed", {"n": 0}).select([0, 0])
+    np.testing.assert_array_equal(data.optimal_action, np.ones((8, 2)))  # in the unit box, as actions are
+    assert (data.following(np.arange(8)) == 7).all() and data.optimal_action.dtype == np.float32
+    windows = EpisodeWindows(data, 3)
+    assert (windows[1]["next_observation"] == 7).all()
+    parts[0]["optimal_action"] = np.zeros(4)
+    with pytest.raises(DataError, match=r"optimal_action of shape \(4, 2\)"):
+        write(tmp_path / "bad", [(parts[0], None)])
+
+
+def test_optional_actions_are_choices_where_actions_are(tmp_path):
+    spaces = Spaces(3, 1, n_actions=5)
+    part = {**episode(4, 0, spaces), "optimal_action": np.array([4, 3, 2, 1])}
+    data = Trajectories.load(write(tmp_path, [(part, None)], spaces))
+    assert data.optimal_action.tolist() == [4, 3, 2, 1] and data.optimal_action.dtype == np.int64

@@ -111,3 +111,26 @@ def test_the_label_may_be_what_was_executed():
     reached = np.append(arrays["observation"][1:, 1], arrays["final_observation"][1])
     np.testing.assert_array_equal(arrays["action"][:, 0], reached)
     assert len(np.unique(reached)) > 2
+
+
+class Patient(Counter):
+    """Its scripted player remembers how often it was asked."""
+
+    def scripted(self):
+        asked = []
+        return lambda observation: asked.append(observation) or np.float32([min(len(asked), 4)])
+
+
+@pytest.mark.parametrize("variant", [("scripted", 0.5), ("scripted", 0.0, 0.5), ("random",)])
+def test_the_best_action_is_stored_whoever_plays(variant):
+    env = Patient()
+    arrays, _ = play(env, behaviour(env, *variant), 0, "executed")
+    assert arrays["optimal_action"][:, 0].tolist() == [1, 2, 3, 4, 4, 4]  # asked once a step, on what was acted on
+    assert (arrays["action"] != arrays["optimal_action"]).any()
+
+
+def test_nobody_knows_the_best_action_without_a_scripted_player():
+    env = Gymnasium("CartPole-v1", episode_steps=5)
+    arrays, _ = play(env, behaviour(env, "random"), 0, "clean")
+    assert "optimal_action" not in arrays
+    env.close()

@@ -25,6 +25,7 @@ def write_shards(root, spaces, n=5):
                 "truncated": (np.arange(t) == t - 1) & (i % 2 == 1),
                 "final_observation": generator.normal(size=spaces.state_dim),
             }  # fmt: skip
+            arrays["optimal_action"] = arrays["action"][::-1]
             write_episode(writer, f"e{i}", arrays, spaces, 12.5, "here", {"task": "reach", "success": i > 2, "n": i})
     return root
 
@@ -49,7 +50,7 @@ def test_ours_to_minari_and_back_is_equal(tmp_path, spaces, monkeypatch):
         assert all(theirs.action_space.contains(action) for action in episode.actions)
     run("reach/scripted-v0", tmp_path / "back", format="minari")
     back = Trajectories.load(tmp_path / "back")
-    for name in (*STEPWISE, "final_observation", "offsets"):
+    for name in (*STEPWISE, "optimal_action", "final_observation", "offsets"):
         np.testing.assert_array_equal(getattr(back, name), getattr(ours, name), err_msg=name)
     assert (back.tags, back.fps, back.spaces) == (ours.tags, ours.fps, ours.spaces)
     with pytest.raises(DataError, match="choose another version"):
