@@ -1,4 +1,4 @@
-"""Converts models: `python -m pipelines.convert model=x.model weights=x.weights out=x`, dt=x out=y, policy=x out=y."""
+"""Converts models: `python -m pipelines.convert model=x.model weights=x.weights out=x`, dt=x, dpt=x, policy=x out=y."""
 
 import logging
 
@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 
 from pipelines.actions import spec_from
 from pipelines.command import command
+from pipelines.dpt_release import import_file
 from pipelines.dt_folder import export_folder, import_folder
 from pipelines.schema import DataError
 from pipelines.vpt_release import convert
@@ -14,23 +15,30 @@ GIVEN = {  # our options -> entries of their config.json
     "state_mean": "state_mean", "state_std": "state_std", "returns_scale": "returns_scale", "context": "context_size",
     "low": "action_low", "high": "action_high",
 }  # fmt: skip
+WITH = {  # what each source needs besides out=, and what it may have
+    "model": (["weights"], []), "dt": ([], list(GIVEN)), "dpt": (["state_dim", "n_actions"], ["context"]),
+    "policy": ([], []),
+}  # fmt: skip
 log = logging.getLogger(__name__)
 
 
 @command("convert")
 def main(cfg):
-    sources = [name for name in ("model", "dt", "policy") if cfg[name]]
+    sources = [name for name in WITH if cfg[name]]
     if len(sources) != 1:
-        raise DataError("expected one of model= (with weights=), dt= and policy=, and out=; --help says what they are")
+        raise DataError("expected one of model=, dt=, dpt= and policy=, and out=; --help says what goes with each")
     (source,) = sources
-    for name in (source, *(["weights"] if source == "model" else []), "out"):
-        if not cfg[name]:
+    needed, optional = WITH[source]
+    for name in (*needed, "out"):
+        if cfg[name] is None:
             raise DataError(f"{name} is not set; --help shows what goes with {source}=")
-    idle = [name for name in GIVEN if cfg[name] is not None and source != "dt"]
-    if idle:
-        raise DataError(f"{', '.join(idle)} go with dt=; leave them out")
+    for name in (*GIVEN, "state_dim", "n_actions"):
+        if cfg[name] is not None and name not in (*needed, *optional):
+            raise DataError(f"{name} does not go with {source}=; leave it out")
     if source == "policy":
         export_folder(cfg.policy, cfg.out)
+    elif source == "dpt":
+        import_file(cfg.dpt, cfg.out, cfg.state_dim, cfg.n_actions, cfg.context)
     elif source == "dt":
         options = OmegaConf.to_container(cfg)
         import_folder(cfg.dt, cfg.out, {theirs: options[ours] for ours, theirs in GIVEN.items()})

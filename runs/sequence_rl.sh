@@ -9,6 +9,6 @@ python -m foundation.pretrain method=dt data.train=$out/shards run.dir=$out/dt s
   method.net.width=64 method.net.layers=2 method.net.dropout=0 method.optimizer.lr=1e-3
 for seed in 0 1 2; do
   python -m foundation.finetune experiment=td3_aux_reacher2d run.seed=$seed
-  python -m foundation.finetune experiment=td3_aux_reacher2d run.seed=$seed algo=odt run.name=sequence_rl/odt_seed$seed
+  python -m foundation.finetune experiment=td3_aux_reacher2d run.seed=$seed algo=odt algo.agent.imitation=1 run.name=sequence_rl/odt_seed$seed
 done
 python -m foundation.report runs=[$out] out=outputs/sequence_rl.html "title=RL on a sequence policy"
