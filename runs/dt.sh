@@ -3,15 +3,10 @@
 # random and 5 % expert play, which way of drawing episodes finds the expert. Every finished line is skipped when run again.
 # All of it: 9 arms x 3 seeds of about 2 minutes on one core. Fewer: SEEDS=0 runs/dt.sh
 set -euo pipefail
+. "$(dirname "$0")/once.sh"
 out=${OUT:-outputs/dt}
 more=${MORE:-}  # further overrides of every training, e.g. trainer=gpu
 played=${PLAYED:-50}
-
-once() {  # once <run.dir> <command ...>: unless that run has its summary
-  local folder=$1
-  shift
-  [ -f "$folder/summary.json" ] || "$@" run.dir="$folder"
-}
 
 collect="python -m foundation.collect task=reacher2d states.label=executed"
 once $out/collect_mixed $collect states.episodes=200 states.scale=[0.05,0.15,0.3,1] states.noisy=1 run.seed=1 out=$out/data/mixed

@@ -4,18 +4,13 @@
 # The paper's size, for a GPU: SIZE="method.net.width=768 method.net.layers=6 method.net.heads=12", MORE="trainer=gpu".
 # One core: 27 minutes until the policy of ten tasks is trained, then about 12 a method and seed.
 set -euo pipefail
+. "$(dirname "$0")/once.sh"
 out=${OUT:-outputs/l2m_cw}
 size=${SIZE:-method.net.width=128 method.net.heads=2}
 more=${MORE:-data.batch_size=64}  # further overrides of every training, e.g. trainer=gpu
 pretraining=${PRETRAINING:-reach,drawer-open,drawer-close,door-open,button-press-topdown,window-open,faucet-open,handle-press,coffee-button,plate-slide}
 sequence=${SEQUENCE:-faucet-close,handle-press-side,push,window-close,peg-unplug-side}
 retained=${RETAINED:-reach,drawer-close,button-press-topdown}
-
-once() {  # once <run.dir> <command ...>: unless that run has its summary
-  local folder=$1
-  shift
-  [ -f "$folder/summary.json" ] || "$@" run.dir="$folder"
-}
 
 # scripted play, half of the episodes disturbed, failures kept: about 2 minutes on 2 cores
 play="task=metaworld states.episodes=${EPISODES:-20}"

@@ -3,16 +3,11 @@
 # again. All of it: 19 arms x 4 sizes x 5 seeds of 1 to 2 minutes on one core. Fewer: EPISODES="15" SEEDS="0 1" runs/lamo.sh
 # A larger trunk, for a GPU: SIZE="method.net.width=768 method.net.layers=12 method.net.heads=12 trainer=gpu".
 set -euo pipefail
+. "$(dirname "$0")/once.sh"
 out=${OUT:-outputs/lamo}
 size=${SIZE:-method.net.width=128 method.net.layers=3 method.net.heads=2}
 more=${MORE:-}  # further overrides of the policies' training, e.g. steps=1000
 played=${PLAYED:-50}
-
-once() {  # once <run.dir> <command ...>: unless that run has its summary
-  local folder=$1
-  shift
-  [ -f "$folder/summary.json" ] || "$@" run.dir="$folder"
-}
 
 # data: the scripted player slowed down and disturbed, about as good as the paper's medium data (mean return about 30).
 # Its actions are kept without the disturbance: with it, noise is 5/6 of the held-out loss, which then stops every arm at
