@@ -15,9 +15,9 @@ GIVEN = {  # our options -> entries of their config.json
     "state_mean": "state_mean", "state_std": "state_std", "returns_scale": "returns_scale", "context": "context_size",
     "low": "action_low", "high": "action_high",
 }  # fmt: skip
+SIZES = ("state_dim", "n_actions")
 WITH = {  # what each source needs besides out=, and what it may have
-    "model": (["weights"], []), "dt": ([], list(GIVEN)), "dpt": (["state_dim", "n_actions"], ["context"]),
-    "policy": ([], []),
+    "model": (("weights",), ()), "dt": ((), tuple(GIVEN)), "dpt": (SIZES, ("context",)), "policy": ((), ()),
 }  # fmt: skip
 log = logging.getLogger(__name__)
 
@@ -30,11 +30,11 @@ def main(cfg):
     (source,) = sources
     needed, optional = WITH[source]
     for name in (*needed, "out"):
-        if cfg[name] is None:
+        if cfg[name] in (None, ""):
             raise DataError(f"{name} is not set; --help shows what goes with {source}=")
-    for name in (*GIVEN, "state_dim", "n_actions"):
-        if cfg[name] is not None and name not in (*needed, *optional):
-            raise DataError(f"{name} does not go with {source}=; leave it out")
+    idle = [name for name in (*GIVEN, *SIZES) if cfg[name] is not None and name not in (*needed, *optional)]
+    if idle:
+        raise DataError(f"{', '.join(idle)} go with {'dpt' if idle[0] in SIZES else 'dt'}=; leave them out")
     if source == "policy":
         export_folder(cfg.policy, cfg.out)
     elif source == "dpt":
