@@ -67,18 +67,20 @@ LISTS = {  # of kinds
     TEXT: ("a list of texts", list_of(is_text)),
     ANYTHING: ("a list", list_of(ANYTHING[1])),
 }
+LENGTHS = "a whole number or a list of them", any_of(is_whole, list_of(is_whole))
 SHARES = (
     "shares, {name: number}, or a list of numbers",
     lambda value: list_of(is_number)(list(value.values()) if is_group(value) else value),
 )
 TABLE = {  # of names that are null, empty, required or taken from elsewhere in the YAML
-    TEXT: "after answers artifact basedir best clean clip_model clips cursor_image dir dt format from idm init keep"
+    TEXT: "after answers artifact basedir best clean clip_model clips cursor_image dir dpt dt format from idm init keep"
     " labels logs message model nulls out policy reference repo revision sheet shards targets task to tokenizer train"
     " truth weights",
     ("text or a list of texts", any_of(is_text, list_of(is_text))): "runs videos",
+    LISTS[NUMBER]: "shares",
     LISTS[TEXT]: "also observation only pretrained",
     COUNT: "action_dim camera_null camera_on context episode_steps episodes height length limit max_timestep n_actions"
-    " n_bins n_buttons n_camera n_keys state_dim stop_after stride threads vocabulary width workers",
+    " n_bins n_buttons n_camera n_keys queries state_dim stop_after stride threads vocabulary width workers",
     NUMBER: "fps hours noise returns_scale target_entropy timeout_seconds",
     BOOL: "carry greedy",
     GROUP: "augment base numbers tags where",
@@ -202,6 +204,8 @@ def kind(name, default):
     if isinstance(default, dict):
         return GROUP
     if isinstance(default, list):
+        if name == "length":
+            return LENGTHS
         return next(found for (_, fits), found in LISTS.items() if all(map(fits, default)))
     return ANYTHING
 
@@ -225,9 +229,9 @@ def names_of(name):
     own = yaml.safe_load((Path(CONFIGS) / f"{name}.yaml").read_text(encoding="utf-8"))
     yield from leaves(own)
     groups = [group for row in own["defaults"] if isinstance(row, dict) for group in row if " " not in group]
-    for path in (path for group in groups for path in sorted((Path(CONFIGS) / group).glob("*.yaml"))):
-        text = path.read_text(encoding="utf-8")
-        yield from leaves(yaml.safe_load(text), "" if "@package _global_" in text else f"{path.parent.name}.")
+    for path in (path for group in groups for path in sorted((Path(CONFIGS) / group).rglob("*.yaml"))):
+        text, group = path.read_text(encoding="utf-8"), path.relative_to(CONFIGS).parts[0]
+        yield from leaves(yaml.safe_load(text), "" if "@package _global_" in text else f"{group}.")
 
 
 def leaves(values, prefix=""):
