@@ -27,7 +27,8 @@ class InContext(nn.Module):
     window: a context {"observation" [b n s], "action" [b n] or [b n a], "next_observation" [b n s], "reward" [b n]}
     with "place" int [p], how many transitions each of p answers has seen, and "query" [b p s], or with query=first
     [b 1 s] -> distribution over [b p]. Or, with query=last, the trajectory {"observation" [b t s], "action",
-    "scaled_reward" [b t]}: each step is a query after those before it -> [b t].
+    "scaled_reward" [b t]}: each step is a query after those before it -> [b t]. "next_observation" [b t s], where it
+    is there, is what steps led to; else that is the observation of the step after.
 
     n_actions: None for actions in [-1, 1]^a, a Gaussian; else the number of discrete ones. context: transitions that
     acting looks back on, and with positions=learned the longest context. next_state: whether tokens hold s'. encoder:
@@ -79,7 +80,8 @@ class InContext(nn.Module):
 
     def _trajectory(self, window):
         x, memory = window["observation"], None
-        context = {"observation": x[:, :-1], "next_observation": x[:, 1:], "action": window["action"][:, :-1],
+        following = window["next_observation"][:, :-1] if "next_observation" in window else x[:, 1:]
+        context = {"observation": x[:, :-1], "next_observation": following, "action": window["action"][:, :-1],
                    "reward": window["scaled_reward"][:, :-1]}  # fmt: skip
         if x.shape[1] > 1:
             _, memory = self.read(None, context)

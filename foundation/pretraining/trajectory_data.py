@@ -1,6 +1,7 @@
 """Episodes of vectors -> batches of windows for the sequence models, as one LightningDataModule."""
 
 from collections import Counter
+from functools import partial
 
 import lightning as L
 import numpy as np
@@ -41,21 +42,28 @@ class TrajectoryData(L.LightningDataModule):
         self.named, self.condition, self.length = {"train": train, "validation": validation}, condition, length
         self.shards = Shards(train, on_damage=on_damage)
         self.set_aside = Counter({f"data/set_aside_{n}": k for n, k in self.shards.set_aside.items() if k})
-        data = Trajectories.load(train, where, on_damage)
-        if isinstance(validation, float):
-            data, held_out = split(data, validation, seed)
-        else:
-            held_out = Trajectories.load(validation, where, on_damage) if validation else None
+        self.load = partial(Trajectories.load, where=where, on_damage=on_damage)
+        data, held_out = self._divided(self.load(train), validation, seed)
         self.data = data = some(data, episodes, seed)
         self.spaces, self.fps, self.frames = data.spaces, data.fps, len(data.reward)
         by = None if normalise in (None, "all") else normalise
         self.normalizer = None if normalise is None else Normalizer.of(data, by)
-        self.returns = describe_returns(data, return_scale)
+        self.returns = self._returns(data, return_scale)
         self.weights = episode_weights(data, sampling, alpha, top, gamma)
         if held_out is not None and held_out.spaces != data.spaces:
             raise DataError(f"data.validation has {held_out.spaces}, data.train {data.spaces}; collect them alike")
         self.held_out, self.options = held_out, {"length": length, "condition": condition, "gamma": gamma}
         self._cut()
+
+    def _divided(self, data, validation, seed):
+        """(train, held out or None)"""
+        if isinstance(validation, float):
+            return split(data, validation, seed)
+        return data, self.load(validation) if validation else None
+
+    def _returns(self, data, scale):
+        """Entries of the statistics about the returns."""
+        return describe_returns(data, scale)
 
     def _cut(self):
         """Windows of the episodes, with the statistics as they stand."""
