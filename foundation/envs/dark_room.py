@@ -8,7 +8,7 @@ from itertools import permutations, product
 
 import torch
 
-from foundation.envs.worlds import CONTEXTS, World, at_least, checked, count, integers, pick, shuffled_split
+from foundation.envs.worlds import World, at_least, count, integers, kinds_of, pick, shuffled_split
 
 MOVES = ((1, 0), (-1, 0), (0, 1), (0, -1), (0, 0))  # x+, x-, y+, y-, stay
 
@@ -26,8 +26,8 @@ class DarkRoom(World):
         at_least(2, size=size)
         at_least(1, horizon=horizon)
         self.size, self.horizon, self.permuted = int(size), int(horizon), bool(permuted)
-        self.contexts = checked("contexts", contexts, CONTEXTS)
-        self.ordered = contexts == "history"
+        self.contexts = kinds_of(contexts)
+        self.ordered = "history" in self.contexts
         cells = list(product(range(self.size), repeat=2))  # row-major
         self.states = torch.tensor(cells, dtype=torch.float32)
         self.unknown = shuffled_split(list(permutations(range(5))) if permuted else cells)

@@ -10,7 +10,7 @@ from itertools import product
 import torch
 
 from foundation.envs import worlds
-from foundation.envs.worlds import CONTEXTS, World, at_least, checked, count, integers, per_row, pick
+from foundation.envs.worlds import World, at_least, checked, count, integers, per_row, pick
 from pipelines.schema import DataError
 
 LEFT, RIGHT, FORWARD = range(3)
@@ -37,8 +37,8 @@ class GridWorld(World):
         if walls == "four_rooms" and size % 2 == 0:
             raise DataError(f"size={size}: four equal rooms need an odd size, such as {size + 1}")
         self.size, self.horizon, self.middle = int(size), int(horizon), int(size) // 2
-        self.contexts = checked("contexts", contexts, CONTEXTS)
-        self.ordered = contexts == "history"
+        self.contexts = worlds.kinds_of(contexts)
+        self.ordered = "history" in self.contexts
         cells = list(product(range(1, self.size - 1), repeat=2))
         self.states = torch.tensor([(*cell, *way) for cell in cells for way in HEADINGS], dtype=torch.float32)
         self.goals = worlds.shuffled_split([c for c in cells if walls == "empty" or self.middle not in c])

@@ -63,14 +63,16 @@ class World:
         """n transitions of each task by the context policy of pretraining: {OBSERVATION [b n s], ACTION [b n], ...}.
 
         Here by `contexts`: iid = uniform states and actions, every transition on its own; random_walk = trajectories
-        of uniform actions; history = a learning history without a learner, see `trajectory`.
+        of uniform actions; history = a learning history without a learner, see `trajectory`. Of several kinds, each
+        call takes one, equally often.
         """
-        if self.contexts == "iid":
+        kind = self.contexts[int(integers(len(self.contexts), (), generator)) if len(self.contexts) > 1 else 0]
+        if kind == "iid":
             observation = self.queries(tasks, n, generator)
             action = integers(self.n_actions, observation.shape[:2], generator)
             reward, following = self.step(per_row(tasks), observation, action, generator)
             return transitions(observation, action, reward, following)
-        rise = torch.linspace(0, 1, n) if self.contexts == "history" else torch.zeros(n)
+        rise = torch.linspace(0, 1, n) if kind == "history" else torch.zeros(n)
         return self.trajectory(tasks, n, generator, rise)
 
     def trajectory(self, tasks, n, generator, skill):
@@ -165,6 +167,11 @@ def checked(name, value, allowed):
     if value not in allowed:
         raise DataError(f"{name}={value!r}: expected {' or '.join(map(str, allowed))}")
     return value
+
+
+def kinds_of(contexts):
+    """The kinds of contexts that an option names, one or several, as a tuple; DataError for another word."""
+    return tuple(checked("contexts", kind, CONTEXTS) for kind in ([contexts] if isinstance(contexts, str) else contexts))
 
 
 def at_least(least, **values):
