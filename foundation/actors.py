@@ -11,7 +11,7 @@ import torch
 from foundation.envs.doom_player import ScriptedPlayer
 from foundation.rollout import on_cpu, take, to_environment
 from models.rolling import Rolling
-from pipelines.schema import ACTION, CONDITION, OBSERVATION, REWARD, TIMESTEP, DataError
+from pipelines.schema import ACTION, CONDITION, FIRST, OBSERVATION, REWARD, TIMESTEP, DataError
 from pipelines.trajectories import Spaces
 from pipelines.trajectory_windows import Normalizer, returns_of
 
@@ -109,14 +109,17 @@ class SequenceActor:
     the training data's returns, None = q0.9. States are normalised as in training. A policy of several tasks has
     scales, quantiles and normalisers of its own for each, chosen by the `tags` of the environments.
     cache: exact = every step computes its window again | rolling = keys and values are kept (models.rolling).
+    memory: episode = every episode starts from nothing | task = an in-context policy remembers the episodes before, in
+    the same environment.
     """
 
-    def __init__(self, bundle, target=None, seed=0, greedy=True, device="cpu", cache="exact"):
+    def __init__(self, bundle, target=None, seed=0, greedy=True, device="cpu", cache="exact", memory="episode"):
+        self.memory = remembered(bundle.net, memory)
         self.policy, self.device, self.seed, self.greedy = acting(bundle.net, cache).to(device), device, seed, greedy
         self.spaces = Spaces.from_dict(bundle.config["spaces"])
         self.scale = float(bundle.statistics.get("returns_scale", 1.0))
-        self.target, self.wanted, self.statistics = target_return(target, bundle.statistics), target, bundle.statistics
-        self.condition = bundle.config.get("condition", "return")
+        self.condition, self.wanted, self.statistics = bundle.config.get("condition", "return"), target, bundle.statistics
+        self.target = 0.0 if self.condition == "none" else target_return(target, bundle.statistics)
         self.normalizer = Normalizer.from_dict(bundle.statistics) if "state_mean" in bundle.statistics else None
 
     def start(self, slots):
@@ -159,8 +162,10 @@ class SequenceActor:
             del now[ACTION], now[REWARD]
         if self.tasks is not None:
             now["task"] = torch.from_numpy(self.tasks)
-        now = {name: value.to(self.device) for name, value in now.items()}
-        first = torch.from_numpy(frame.first).to(self.device)
+        first = torch.from_numpy(frame.first)
+        if self.memory == "task":
+            now[FIRST], first = first, torch.full_like(first, self.action is None)
+        now, first = {name: value.to(self.device) for name, value in now.items()}, first.to(self.device)
         distribution, _, self.state = self.policy.step(now, first, self.state)
         self.action = self.choose(distribution)
         return list(self.spaces.from_unit(self.policy.unit(self.action).numpy()))
@@ -168,6 +173,15 @@ class SequenceActor:
     def choose(self, distribution):
         """The actions of b episodes as the policy says them, on the CPU: [b a] in [-1, 1] or bins, or [b]."""
         return (distribution.mode() if self.greedy else distribution.cpu().sample(self.generator)).cpu()
+
+
+def remembered(policy, memory):
+    """`memory`; DataError unless the policy can."""
+    if memory not in ("episode", "task"):
+        raise DataError(f"memory={memory!r}: expected episode or task")
+    if memory == "task" and not hasattr(policy, "query"):
+        raise DataError(f"memory=task: a {type(policy).__name__} knows its own episode only; give one of method=dpt")
+    return memory
 
 
 def acting(policy, cache):

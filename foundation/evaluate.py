@@ -113,7 +113,10 @@ def _spread(numbers, name):
 
 
 def evaluate(actor, environments, protocol, who, prefix, watch=None):
-    """Plays the protocol's episodes, says the result, and returns it as flat numbers. Same seeds for every actor."""
+    """Plays the protocol's episodes, says the result, and returns it as flat numbers. Same seeds for every actor.
+
+    Of an actor that remembers the episodes before also `return@<n>`: that of every environment's n-th episode.
+    """
     start = time.monotonic()
     seeds = [evaluation_seed(protocol["seed"], i) for i in range(protocol["episodes"])]
     episodes = play(actor, environments, seeds, watch, who)
@@ -121,7 +124,19 @@ def evaluate(actor, environments, protocol, who, prefix, watch=None):
     frames = sum(e.frames for e in episodes)
     numbers[f"{prefix}/frames_per_second"] = frames / (time.monotonic() - start)
     say(who, numbers, prefix)
-    return numbers
+    return numbers | (by_number(episodes, seeds, len(environments), prefix) if remembers(actor) else {})
+
+
+def remembers(actor):
+    return getattr(actor, "memory", "episode") == "task"
+
+
+def by_number(episodes, seeds, environments, prefix):
+    """Mean return of the first, second, ... episodes of all environments, see `play`."""
+    returns, b = {episode.seed: episode.returns for episode in episodes}, min(environments, len(seeds))
+    means = [float(np.mean([returns[seed] for seed in seeds[i : i + b]])) for i in range(0, len(seeds), b)]
+    log.info("return by episode: %s", "  ".join(f"{n}: {mean:.4g}" for n, mean in enumerate(means, 1)))
+    return {f"{prefix}/return@{n}": mean for n, mean in enumerate(means, 1)}
 
 
 # the command
@@ -204,7 +219,7 @@ def sequence_actor(bundle, world, cfg, target=None):
     check_spaces(bundle, world, cfg.policy, cfg.task.name)
     targets = bundle.statistics.get("targets", {})  # what fine-tuning asked for last
     target = targets.get(world.tags["task"]) if target is None else target
-    return SequenceActor(bundle, target, cfg.run.seed, cfg.greedy is not False, cfg.device, cfg.cache)
+    return SequenceActor(bundle, target, cfg.run.seed, cfg.greedy is not False, cfg.device, cfg.cache, cfg.memory)
 
 
 def check_spaces(bundle, world, policy, task):

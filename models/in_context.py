@@ -186,14 +186,15 @@ class InContext(nn.Module):
         return {**kept, "visible": torch.zeros(batch_size, 0, dtype=torch.bool, device=device)}
 
     def step(self, now, first, state):
-        """now: {"observation" [b s], and of the step before "action" and "reward" [b 1]}; first bool [b]: new episode.
+        """now: {"observation" [b s], and of the step before "action" and "reward" [b 1]}; first bool [b]: forget all.
 
+        "first" bool [b] in `now`: an episode of the same task begins, so that what led here was no transition.
         -> (distribution over [b], latent [b d], state).
         """
         observation, visible = now["observation"][:, None], state["visible"] & ~first[:, None]
         kept = {name: value for name, value in state.items() if name not in ("visible", "last")}
         if "last" in state:
-            visible = torch.cat([visible, ~first[:, None]], 1)
+            visible = torch.cat([visible, ~(first | now.get("first", first))[:, None]], 1)
             new = {"observation": state["last"], "next_observation": observation, "action": now["action"][:, None],
                    "reward": now["reward"]}  # fmt: skip
             kept = self._remember(kept, new, visible)

@@ -171,7 +171,8 @@ def checked(name, value, allowed):
 
 def kinds_of(contexts):
     """The kinds of contexts that an option names, one or several, as a tuple; DataError for another word."""
-    return tuple(checked("contexts", kind, CONTEXTS) for kind in ([contexts] if isinstance(contexts, str) else contexts))
+    several = [contexts] if isinstance(contexts, str) else contexts
+    return tuple(checked("contexts", kind, CONTEXTS) for kind in several)
 
 
 def at_least(least, **values):
