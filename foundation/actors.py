@@ -118,7 +118,8 @@ class SequenceActor:
         self.policy, self.device, self.seed, self.greedy = acting(bundle.net, cache).to(device), device, seed, greedy
         self.spaces = Spaces.from_dict(bundle.config["spaces"])
         self.scale = float(bundle.statistics.get("returns_scale", 1.0))
-        self.condition, self.wanted, self.statistics = bundle.config.get("condition", "return"), target, bundle.statistics
+        self.wanted, self.statistics = target, bundle.statistics
+        self.condition = bundle.config.get("condition", "return")
         self.target = 0.0 if self.condition == "none" else target_return(target, bundle.statistics)
         self.normalizer = Normalizer.from_dict(bundle.statistics) if "state_mean" in bundle.statistics else None
 

@@ -71,7 +71,7 @@ class InContext(nn.Module):
             return self._trajectory(window), None
         if self.query == "first":
             return self.first(window, window["query"], window["place"]), None
-        _, memory = self.read(None, window)
+        _, memory = self.read(None, window) if window["action"].shape[1] else (None, None)
         return self.answer(memory, window["query"], window["place"]), None
 
     def distribution(self, latent):
