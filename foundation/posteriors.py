@@ -16,6 +16,7 @@ from pipelines.schema import ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, Data
 POINTS = 256  # of the grid over a mean: at 500 pulls with noise 0.3 the posterior's std spans 3.4 of them
 ROWS = 2048  # posteriors at once: bounds memory to some tens of MB
 CELLS = 1 << 22  # hypotheses x transitions at once
+TRANSITION = (OBSERVATION, ACTION, REWARD, NEXT_OBSERVATION)
 VOTES = "b m, m b k a -> b k a"
 LEAST = 1e-30  # probability below which float32 products are 0
 
@@ -114,7 +115,7 @@ class HypothesisPosterior(Learner):
     def explains(self, transitions):
         """Whether a task would have done what a transition shows, bool [b n m]."""
         b, n = transitions[ACTION].shape
-        flat = {name: rearrange(value, "b n ... -> 1 (b n) ...") for name, value in transitions.items()}
+        flat = {name: rearrange(transitions[name], "b n ... -> 1 (b n) ...") for name in TRANSITION}
         rows = max(1, CELLS // max(1, b * n))
         found = [self._explained(slice(i, i + rows), flat) for i in range(0, self.m, rows)]
         return rearrange(torch.cat(found), "m (b n) -> b n m", b=b)
