@@ -54,8 +54,7 @@ def made_world(node):
 
 def check(protocol, bundle, world, name):
     """DataError for a policy that was made for something else, and for a protocol that cannot be played."""
-    if protocol["tasks"] < 2:
-        raise DataError(f"{protocol['tasks']} tasks have no standard error: expected at least 2 (protocol.tasks)")
+    check_protocol(protocol, world)
     if bundle is None:
         return
     if not isinstance(bundle.net, InContext):
@@ -66,6 +65,34 @@ def check(protocol, bundle, world, name):
     if bundle.net.n_actions != world.n_actions:
         raise DataError(f"{name} chooses among {bundle.net.n_actions} actions, {type(world).__name__} has"
                         f" {world.n_actions}; pretrain with data= of this world")  # fmt: skip
+    most, longest = bundle.net.context, longest_context(protocol, world)
+    if bundle.net.positions is not None and longest > most:
+        raise DataError(
+            f"{name} has positions for {most} transitions, contexts of this protocol grow to {longest}; shorten"
+            " task.protocol, or pretrain with longer ones or method.net.positions=none"
+        )
+
+
+def longest_context(protocol, world):
+    """Transitions of the longest context that a protocol makes."""
+    if isinstance(world, Bandit):
+        return protocol["rounds"]
+    episodes = [protocol["episodes"] if mode["context"] == "all" else 1 + (mode["update"] == "step")
+                for mode in protocol["online"]]  # fmt: skip
+    return max(protocol["context"], world.horizon * max(episodes, default=0))
+
+
+def check_protocol(protocol, world):
+    """DataError for a protocol that cannot be played."""
+    if protocol["tasks"] < 2:
+        raise DataError(f"{protocol['tasks']} tasks have no standard error: expected at least 2 (protocol.tasks)")
+    if isinstance(world, Bandit):
+        if not any(0 <= n <= protocol["rounds"] for n in protocol["lengths"]) or min(protocol["lengths"]) < 0:
+            raise DataError(f"protocol.lengths={protocol['lengths']}: expected some in 0..{protocol['rounds']} rounds")
+        return
+    for mode in protocol["online"]:
+        if mode.get("context") not in ("all", "last") or mode.get("update") not in ("episode", "step"):
+            raise DataError(f"protocol.online holds {mode}: expected context all or last, and update episode or step")
 
 
 class Evaluation:

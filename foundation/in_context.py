@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 
 from foundation.learners import Learner
-from pipelines.schema import ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD
+from pipelines.schema import ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, DataError
 
 TOKENS = 1 << 18  # in a forward pass: bounds memory to some hundred MB
 
@@ -30,6 +30,10 @@ class NetLearner(Learner):
 
     @torch.no_grad()
     def observe(self, state, transitions):
+        if not transitions[ACTION].shape[1]:
+            return state
+        if not torch.isfinite(transitions[REWARD]).all():
+            raise DataError("a context holds rewards that are no finite numbers; leave such transitions out")
         if "memory" in state:
             latent, memory = self.net.read(state["memory"], transitions)
             return {"memory": memory, **({"latent": latent[:, -1]} if "latent" in state else {})}

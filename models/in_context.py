@@ -189,13 +189,15 @@ class InContext(nn.Module):
         """now: {"observation" [b s], and of the step before "action" and "reward" [b 1]}; first bool [b]: forget all.
 
         "first" bool [b] in `now`: an episode of the same task begins, so that what led here was no transition.
+        "next_observation" [b s] in `now`: what the step before led to, where that is not the observation.
         -> (distribution over [b], latent [b d], state).
         """
         observation, visible = now["observation"][:, None], state["visible"] & ~first[:, None]
         kept = {name: value for name, value in state.items() if name not in ("visible", "last")}
         if "last" in state:
             visible = torch.cat([visible, ~(first | now.get("first", first))[:, None]], 1)
-            new = {"observation": state["last"], "next_observation": observation, "action": now["action"][:, None],
+            following = now["next_observation"][:, None] if "next_observation" in now else observation
+            new = {"observation": state["last"], "next_observation": following, "action": now["action"][:, None],
                    "reward": now["reward"]}  # fmt: skip
             kept = self._remember(kept, new, visible)
             kept = {name: value[:, :, -self.context :] if name in self.caches else value[:, -self.context :]

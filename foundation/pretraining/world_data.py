@@ -74,6 +74,11 @@ class WorldData(L.LightningDataModule):
             ours, theirs = getattr(net, name), getattr(self.world, name)
             if ours != theirs:
                 raise DataError(f"the policy has {name}={ours}, {type(self.world).__name__} has {theirs}; choose data=")
+        if net.positions is not None and self.longest > net.context:
+            raise DataError(
+                f"data.length={self.longest} exceeds the policy's context {net.context}; shorten it, or set"
+                f" method.net.context={self.longest} or method.net.positions=none"
+            )
 
     def train_dataloader(self):
         trainer = self.trainer
@@ -140,7 +145,7 @@ def seed_of(*key):
 def lengths_of(length, shares, steps):
     """{first step: length of contexts from there on}; length: a number, or a list that takes turns by `shares`."""
     lengths = [length] if isinstance(length, int) else list(length)
-    shares = [1 / len(lengths)] * len(lengths) if shares is None else list(shares)
+    shares = [1 / max(1, len(lengths))] * len(lengths) if shares is None else list(shares)
     if min(lengths, default=0) < 1 or len(shares) != len(lengths) or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
         raise DataError(
             f"data.length={length} with data.shares={shares}: expected lengths of at least 1, and for each a share of"
