@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # LaMo on Reacher2d: init x train x embed, with 5 to 100 episodes, over seeds; every finished line is skipped when run
-# again. All of it: 19 arms x 4 sizes x 5 seeds of 1 to 2 minutes on one core. Fewer: EPISODES="15" SEEDS="0 1" runs/lamo.sh
+# again. All of it: 19 arms x 4 sizes x 5 seeds of about a minute on one core. Fewer: EPISODES="15" SEEDS="0 1" runs/lamo.sh
 # A larger trunk, for a GPU: SIZE="method.net.width=768 method.net.layers=12 method.net.heads=12 trainer=gpu".
 set -euo pipefail
 . "$(dirname "$0")/once.sh"
 out=${OUT:-outputs/lamo}
-size=${SIZE:-method.net.width=128 method.net.layers=3 method.net.heads=2}
+size=${SIZE:-method.net.width=64 method.net.layers=3 method.net.heads=2}
 more=${MORE:-}  # further overrides of the policies' training, e.g. steps=1000
 played=${PLAYED:-50}
 
@@ -22,14 +22,16 @@ once $out/markov python -m foundation.pretrain $language $size
 once $out/iid    python -m foundation.pretrain $language $size data.order=iid
 
 dt="method.language.train=full method.net.embed=linear method.net.head=tanh method.net.time=before method.net.activation=relu"
-arm() {  # arm <episodes> <name> <overrides ...>: train with every seed, play with both targets
-  local episodes=$1 name=$2
+sweep="--multirun hydra.sweep.dir=$out/sweep"  # several runs in one process
+arm() {  # arm <episodes> <name> <overrides ...>: train with every seed, then play, asked for LaMo's return
+  local folder=$out/episodes$1/$2 episodes=$1 seeds= policies=
   shift 2
   for seed in ${SEEDS:-0 1 2 3 4}; do
-    local folder=$out/episodes$episodes/$name/seed$seed
-    once $folder python -m foundation.pretrain experiment=lamo_reacher2d data.train=$out/data/train data.validation=$out/data/heldout data.episodes=$episodes run.seed=$seed $size "$@" $more
-    once $folder/played python -m foundation.evaluate task=reacher2d policy=$folder target=[76,q0.9] episodes=$played baselines=[]
+    [ -f "$folder/seed$seed/summary.json" ] || seeds+=,$seed
+    [ -f "$folder/seed$seed/played/summary.json" ] || policies+=,$folder/seed$seed
   done
+  [ -z "$seeds" ] || python -m foundation.pretrain $sweep experiment=lamo_reacher2d data.train=$out/data/train data.validation=$out/data/heldout data.episodes=$episodes run.seed=${seeds#,} "run.dir=$folder/seed\${run.seed}" $size "$@" $more
+  [ -z "$policies" ] || python -m foundation.evaluate $sweep task=reacher2d policy=${policies#,} "run.dir=\${policy}/played" target=76 episodes=$played baselines=[]
 }
 for episodes in ${EPISODES:-5 15 50 100}; do
   arm $episodes dt $dt
