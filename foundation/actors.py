@@ -11,7 +11,7 @@ import torch
 from foundation.envs.doom_player import ScriptedPlayer
 from foundation.rollout import on_cpu, take, to_environment
 from models.rolling import Rolling
-from pipelines.schema import ACTION, CONDITION, FIRST, OBSERVATION, REWARD, TIMESTEP, DataError
+from pipelines.schema import ACTION, CONDITION, FIRST, NEXT_OBSERVATION, OBSERVATION, REWARD, TIMESTEP, DataError
 from pipelines.trajectories import Spaces
 from pipelines.trajectory_windows import Normalizer, returns_of
 
@@ -152,13 +152,15 @@ class SequenceActor:
         self.asked = np.where(frame.first, self.targets, self.asked - came)
         told = self.asked / self.scales * (self.condition != "none")
         self.timestep = np.where(frame.first, 0, self.timestep + 1)
-        states = frame.observation if self.normalizer is None else self.normalizer(frame.observation, self.rows)
+        normal = np.asarray if self.normalizer is None else lambda states: self.normalizer(states, self.rows)
         now = {
-            OBSERVATION: torch.from_numpy(np.asarray(states, np.float32)),
+            OBSERVATION: torch.from_numpy(np.asarray(normal(frame.observation), np.float32)),
             CONDITION: torch.from_numpy(told.astype(np.float32))[:, None],
             TIMESTEP: torch.from_numpy(self.timestep.clip(max=self.policy.max_timestep - 1)),
             ACTION: self.action, REWARD: torch.from_numpy((frame.reward / self.scales).astype(np.float32))[:, None],
         }  # fmt: skip
+        if frame.following is not None:
+            now[NEXT_OBSERVATION] = torch.from_numpy(np.asarray(normal(frame.following), np.float32))
         if self.action is None:
             del now[ACTION], now[REWARD]
         if self.tasks is not None:

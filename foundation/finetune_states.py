@@ -72,6 +72,8 @@ def begin(cfg, folder, worlds):
     bundle = None if cfg.init is None else load_policy(cfg.init)
     if bundle is not None:
         check_spaces(bundle, world, cfg.init, name)
+        if getattr(bundle.net, "query", None) == "first":
+            raise DataError(f"init={cfg.init} answers one query a pass; pretrain it with method.net.query=last")
     source = plain(cfg.data)
     if bundle is None and source["train"] is None:
         source["train"] = str(random_episodes(folder / "random", worlds, cfg.policy_vectors.random_episodes, cfg))

@@ -16,7 +16,17 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import IterableDataset
 
 from models.heads import Joint
-from pipelines.schema import ACTION, FIRST, MASK, OBSERVATION, REWARD, TERMINATED, TRUNCATED, DataError
+from pipelines.schema import (
+    ACTION,
+    FIRST,
+    MASK,
+    NEXT_OBSERVATION,
+    OBSERVATION,
+    REWARD,
+    TERMINATED,
+    TRUNCATED,
+    DataError,
+)
 
 FEATURES = "features"  # [b t d] what `policy.encode` made of the frames, in their place in a window
 SEEDS = 1 << 30  # training episodes use seeds below, evaluation episodes seeds from here on
@@ -57,7 +67,7 @@ class Slot:
             return self.reset(), 0.0, True, False, False, None
         observation, reward, terminated, truncated, info = self.environment.step(action)
         self.actions.append(action)
-        self.reward = float(reward)
+        self.reward, self.following = float(reward), info.get(NEXT_OBSERVATION)
         self.returns += self.reward
         self.done = bool(terminated or truncated)
         finished = None
@@ -69,7 +79,7 @@ class Slot:
     def reset(self):
         self.episode += 1
         self.seed, self.actions, self.returns, self.done = self.seed_of(self.index, self.episode), [], 0.0, False
-        self.reward = 0.0
+        self.reward, self.following = 0.0, None
         observation, _ = self.environment.reset(seed=self.seed)
         return observation
 
@@ -99,9 +109,10 @@ class Frame:
     first: np.ndarray  # bool [b]
     mask: np.ndarray  # bool [b] False = a final observation, its action will be ignored
     reward: np.ndarray  # float32 [b] of the action that led here; 0 where first
+    following: np.ndarray | None = None  # float32 [b s] what that action led to, of environments that say so
 
     def keep(self, rows):
-        return Frame(*(value[rows] for value in vars(self).values()))
+        return Frame(*(None if value is None else value[rows] for value in vars(self).values()))
 
 
 @dataclass
@@ -144,7 +155,12 @@ class Environments:
         outcome = Outcome(
             np.array(reward, np.float32), np.array(terminated), np.array(truncated), [e for e in finished if e]
         )
-        return outcome, Frame(np.stack(observation), np.array(first), ~done, outcome.reward)
+        led = [slot.following for slot in (self.slots if slots is None else slots)]
+        if any(one is not None for one in led):
+            led = np.stack([shown if one is None else one for shown, one in zip(observation, led, strict=True)])
+        else:
+            led = None
+        return outcome, Frame(np.stack(observation), np.array(first), ~done, outcome.reward, led)
 
     def state_dict(self):
         return {"slots": [slot.state_dict() for slot in self.slots]}

@@ -286,7 +286,7 @@ class EpisodeWindows(Dataset):
             schema.CONDITION: self._conditions(rows), schema.TERMINATED: data.terminated.take(rows),
             schema.TIMESTEP: rows - data.offsets[episode, None],
         }  # fmt: skip
-        if self.following:
+        if self.following or data.next_observation is not None:
             sample[schema.NEXT_OBSERVATION] = self._states(data.following(rows), episode)
         if not mask.all():
             for value in sample.values():

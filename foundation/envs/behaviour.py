@@ -81,7 +81,7 @@ class Behaviour:
         self.policy = makers[variant.behaviour]()
         if self.policy is None:
             raise DataError("this task has no scripted policy; collect with states.behaviour=random")
-        self.told = getattr(self.policy, "told", lambda reward: None)
+        self.told = getattr(self.policy, "told", lambda reward, following: None)
         self.optimal = None  # what the scripted player would have done on the last observation; None without one
 
     def __call__(self, observation):
@@ -120,15 +120,16 @@ class Trained:
     """observation [s] -> action, greedily, of a sequence policy that hears of the rewards in between."""
 
     def __init__(self, env, actor):
-        self.spaces, self.actor, self.reward = env.spaces, actor, None
+        self.spaces, self.actor, self.reward, self.following = env.spaces, actor, None, None
         actor.start([SimpleNamespace(environment=env)])
 
-    def told(self, reward):
-        self.reward = reward
+    def told(self, reward, following=None):
+        self.reward, self.following = reward, following
 
     def __call__(self, observation):
         reward = np.float32([self.reward or 0.0])
-        frame = Frame(np.float32(observation)[None], np.array([self.reward is None]), np.array([True]), reward)
+        led = None if self.following is None else self.following[None]
+        frame = Frame(np.float32(observation)[None], np.array([self.reward is None]), np.array([True]), reward, led)
         (action,) = self.actor.act(frame)
         if self.spaces.n_actions is not None:
             return int(action)
@@ -141,13 +142,14 @@ def play(env, behaviour, seed, label, stop_after=None):
     label: the action that is stored, clean | executed. stop_after: steps from the first success to a cut, or None.
     Where the environment has a scripted player, `optimal_action` is what that would have done, whoever played.
     """
-    rows, optimal, success, left = [], [], None, None
+    rows, optimal, led, success, left = [], [], [], None, None
     observation, _ = env.reset(seed=seed)
     while True:
         clean, executed = behaviour(observation)
         optimal.append(behaviour.optimal)
         following, reward, terminated, truncated, info = env.step(executed)
-        behaviour.told(reward)
+        led.append(info.get(schema.NEXT_OBSERVATION))
+        behaviour.told(reward, led[-1])
         if "success" in info:
             success = bool(success) or info["success"]
         if stop_after is not None and success and not terminated:
@@ -161,4 +163,6 @@ def play(env, behaviour, seed, label, stop_after=None):
     arrays = {name: np.array(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
     if optimal[0] is not None:
         arrays[schema.OPTIMAL_ACTION] = np.array(optimal)
+    if led[0] is not None:
+        arrays[schema.NEXT_OBSERVATION] = np.array(led)
     return {**arrays, schema.FINAL_OBSERVATION: observation}, success

@@ -5,7 +5,7 @@ import torch
 
 from foundation.envs.states import StateEnv
 from foundation.envs.worlds import SPLITS, World, at_least, checked
-from pipelines.schema import DataError
+from pipelines.schema import NEXT_OBSERVATION, DataError
 from pipelines.trajectories import Spaces
 
 FPS = 1.0  # a round is no time; data of several worlds may be mixed
@@ -13,6 +13,8 @@ FPS = 1.0  # a round is no time; data of several worlds may be mixed
 
 class WorldEnv(StateEnv):
     """`episodes` episodes of one task of `world`, as a single one: every `world.horizon` steps it starts again.
+
+    What is shown then is the start; info["next_observation"] has what the last action led to, as after every step.
 
     reset(seed) draws the task, and all rewards, from that seed. The task stays unseen; `scripted()` knows it.
     """
@@ -35,10 +37,16 @@ class WorldEnv(StateEnv):
 
     def _advance(self, action):
         reward, self._shown = self.world.step(self.tasks, self._shown, torch.tensor([action]), self._generator)
+        self._led = self._shown[0].numpy()
         frames = self._episode["frames"] + 1
         if frames % self.world.horizon == 0 and frames < self.episode_steps:
             self._shown = self.world.start(self.tasks)
         return self._shown[0].numpy(), float(reward), False, False, None
+
+    def step(self, action):
+        *shown, info = super().step(action)
+        several = self.episode_steps > self.world.horizon
+        return *shown, {**info, NEXT_OBSERVATION: self._led} if several else info
 
     def scripted(self):
         """observation -> the label of the task at hand, whichever that is when it is asked."""

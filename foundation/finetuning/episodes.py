@@ -31,17 +31,20 @@ class Recorded(gymnasium.Wrapper):
 
     def reset(self, **options):
         self.observation, info = self.env.reset(**options)
-        self.rows = []
+        self.rows, self.led = [], []
         return self.observation, info
 
     def step(self, action):
         following, reward, terminated, truncated, info = self.env.step(self.spaces.from_unit(action))
         self.rows.append((self.observation, np.asarray(action), reward, terminated, truncated))
+        self.led.append(info.get(schema.NEXT_OBSERVATION))
         self.observation = following
         if terminated or truncated:
             names = schema.OBSERVATION, schema.ACTION, schema.REWARD, schema.TERMINATED, schema.TRUNCATED
             columns = zip(*self.rows, strict=True)
             arrays = {name: np.array(column, STEPWISE[name]) for name, column in zip(names, columns, strict=True)}
+            if self.led[0] is not None:
+                arrays[schema.NEXT_OBSERVATION] = np.array(self.led, np.float32)
             self.finished.append({**arrays, schema.FINAL_OBSERVATION: np.asarray(following, np.float32)})
         return following, reward, terminated, truncated, info
 
@@ -116,6 +119,8 @@ def floors(tasks, bundle, data, fixed=None):
     """
     if data is None and is_number(fixed):
         return dict.fromkeys(tasks, float(fixed))
+    if data is None and bundle.config.get("condition") == "none":  # it is asked for nothing
+        return dict.fromkeys(tasks, 0.0)
     if data is None:
         return {task: target_return(None, returns_of({"task": task}, bundle.statistics)) for task in tasks}
     own = {task: [t.get("task") == task for t in data.tags] for task in tasks}

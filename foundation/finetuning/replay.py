@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset
 from foundation.finetuning.episodes import stack_episodes
 from foundation.rollout import Episode
 from pipelines.schema import FINAL_OBSERVATION, REWARD, TIMESTEP, DataError
-from pipelines.trajectories import STEPWISE
+from pipelines.trajectories import OPTIONAL, STEPWISE
 from pipelines.trajectory_windows import EpisodeWindows, WindowSampler, returns_of
 
 UPDATE = "update"  # number of a batch since the start of the run
@@ -43,8 +43,8 @@ class Replay:
         if not self.arrays:
             return {}
         data = self.trajectories()
-        names = (*STEPWISE, FINAL_OBSERVATION, "offsets")
-        return {"tags": list(self.tags), **{name: torch.from_numpy(getattr(data, name)) for name in names}}
+        arrays = {**data.stepwise, **{name: getattr(data, name) for name in (FINAL_OBSERVATION, "offsets")}}
+        return {"tags": list(self.tags), **{name: torch.from_numpy(value) for name, value in arrays.items()}}
 
     def load_state_dict(self, state):
         """Comes twice: from our callback, and from Lightning, which keeps the state of its loaders."""
@@ -53,10 +53,11 @@ class Replay:
         self.steps = 0
         if not state:
             return
-        flat = {name: state[name].numpy() for name in (*STEPWISE, FINAL_OBSERVATION, "offsets")}
+        flat = {name: value.numpy() for name, value in state.items() if name != "tags"}
+        stepwise = [name for name in (*STEPWISE, *OPTIONAL) if name in flat]
         spans = zip(flat["offsets"], flat["offsets"][1:], strict=False)
         arrays = [
-            {**{name: flat[name][a:b] for name in STEPWISE}, FINAL_OBSERVATION: flat[FINAL_OBSERVATION][e]}
+            {**{name: flat[name][a:b] for name in stepwise}, FINAL_OBSERVATION: flat[FINAL_OBSERVATION][e]}
             for e, (a, b) in enumerate(spans)
         ]
         self.add(arrays, state["tags"])

@@ -167,6 +167,8 @@ def check(policy, h):
             raise DataError(f"algo.agent.{name}={h[name]!r}: expected one of {list(options)}")
     if getattr(policy, "layout", None) == "tokenised":
         raise DataError("a policy with layout=tokenised cannot be fine-tuned yet; give one with interleaved or merged")
+    if h.alpha and hasattr(policy, "query"):
+        raise DataError("algo=td3_aux knows no contexts; fine-tune a policy of method=dpt with algo=ppo, bc or odt")
     if h.alpha and policy.n_actions is not None:
         raise DataError("algo=td3_aux needs numbers as actions, here they are choices; use algo=odt, bc or ppo")
 

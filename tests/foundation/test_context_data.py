@@ -162,7 +162,7 @@ def test_without_optimal_actions_what_was_done_is_learned(tmp_path):
         assert hub.load(folder).net.log_std.requires_grad
 
 
-@pytest.mark.parametrize("query", ["first", "last"])
+@pytest.mark.parametrize("query", [pytest.param("first", marks=pytest.mark.slow), "last"])
 def test_what_the_context_tells_is_learned_on_held_out_tasks(tmp_path, query):
     train = write_levers(tmp_path / "shards", tasks=12, episodes=20, shown=0)
     options = ["method=dpt", "data=contexts", f"data.train={train}", "data.heldout=[lever9,lever10,lever11]"]
