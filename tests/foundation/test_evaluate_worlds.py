@@ -1,0 +1,145 @@
+"""`foundation.evaluate` on worlds: numbers and curves of learners in context, and what it refuses."""
+
+import csv
+
+import pytest
+import torch
+
+from foundation import evaluate, pretrain
+from foundation.envs.bandits import GaussianBandit, LinearBandit
+from foundation.envs.dark_room import DarkRoom
+from foundation.envs.recovering_bandit import RecoveringBandit
+from foundation.evaluate_worlds import Evaluation, longest_context, rivals, spread
+from pipelines.schema import DataError
+from tests.foundation.in_context import generator
+from tests.foundation.running import config, run
+
+BANDIT = ["task=bandit", "task.protocol.rounds=12", "task.protocol.report=[5,12]", "task.protocol.lengths=[1,4,500]"]
+ROOM = ["task=dark_room", "task.env.world.size=4", "task.env.world.horizon=6", "task.protocol.episodes=3",
+        "task.protocol.report=[1,3]", "task.protocol.context=8"]  # fmt: skip
+MODES = [("last", "episode"), ("all", "step")]
+ROOM += [f"task.protocol.online=[{','.join(f'{{context: {c}, update: {u}}}' for c, u in MODES)}]"]
+
+
+def play(folder, *overrides):
+    return run(evaluate, "evaluate", f"run.dir={folder}", *overrides)
+
+
+def trained(folder, *overrides):
+    tiny = ["method=dpt", "steps=1", "data.batch_size=2", "data.validation=2", "method.net.layers=1"]
+    run(pretrain, "pretrain", *tiny, "method.net.width=8", f"run.dir={folder}", *overrides)
+    return f"policy={folder}"
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("bandit"), "data.length=12")
+
+
+def curves(folder):
+    """{(figure, who): [(x, mean, sem)]}"""
+    found = {}
+    with open(folder / "curves.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            point = tuple(float(row[name]) for name in ("x", "mean", "sem"))
+            found.setdefault((row["figure"], row["who"]), []).append(point)
+    return found
+
+
+def test_bandits_rivals_and_curves(policy, tmp_path):
+    numbers = play(tmp_path, *BANDIT, policy, "episodes=400")
+    drawn = curves(tmp_path)
+    online, offline = "cumulative regret, online", "suboptimality, offline"
+    assert {who for figure, who in drawn if figure == online} == {
+        "policy", "empirical", "thompson", "ucb", "posterior", "uniform", "optimal"}  # fmt: skip
+    assert {who for figure, who in drawn if figure == offline} == {
+        "policy", "empirical", "thompson", "lcb", "posterior", "posterior_mean", "uniform", "optimal"}  # fmt: skip
+    assert [x for x, *_ in drawn[online, "policy"]] == list(range(1, 13))
+    assert [x for x, *_ in drawn[offline, "policy"]] == [1, 4]  # lengths beyond the rounds are left out
+    assert all(mean == sem == 0 for _, mean, sem in drawn[online, "optimal"] + drawn[offline, "optimal"])
+    for n in (5, 12):  # the best of five U(0, 1) is 5/6, any of them 1/2
+        mean, sem = (numbers[f"evaluate/online/uniform/regret@{n}{word}"] for word in ("", "_sem"))
+        assert abs(mean - n / 3) < 4 * sem and drawn[online, "uniform"][n - 1][1] == mean
+    best, worst = (numbers[f"evaluate/offline/{who}/suboptimality@4"] for who in ("posterior_mean", "uniform"))
+    assert best < worst
+
+
+def test_equal_seeds_give_equal_numbers_and_a_policy_changes_no_rival(policy, tmp_path):
+    alone = play(tmp_path / "a", *BANDIT, "policy=random", "episodes=20")
+    again = play(tmp_path / "b", *BANDIT, policy, "episodes=20")
+    assert not any("policy" in name for name in alone)
+    assert all(again[name] == value for name, value in alone.items() if name.startswith("evaluate/"))
+    other = play(tmp_path / "c", *BANDIT, "policy=random", "episodes=20", "task.protocol.seed=1")
+    assert other["evaluate/online/uniform/regret@12"] != alone["evaluate/online/uniform/regret@12"]
+
+
+def test_rooms_online_and_on_given_contexts(tmp_path):
+    policy = trained(tmp_path / "run", "data=dark_room", "data.world.size=4", "data.length=18")
+    numbers = play(tmp_path / "play", *ROOM, policy, "episodes=30")
+    figures = {figure for figure, _ in curves(tmp_path / "play")}
+    assert figures == {f"return, online, context {c}, update per {u}" for c, u in MODES}
+    tasks = Evaluation(DarkRoom(size=4, horizon=6), {"tasks": 30, "seed": 0, "split": "heldout"}).tasks
+    best = float((6.0 - (tasks["goal"].sum(1) - 1).clamp(min=0)).clamp(min=0).mean())
+    for mode in ("last_episode", "all_step"):
+        for episode in (1, 3):
+            assert numbers[f"evaluate/online/{mode}/optimal/return@{episode}"] == pytest.approx(best)
+    assert numbers["evaluate/offline/greedy/optimal/return@8"] == pytest.approx(best)
+    seen = numbers["evaluate/offline/goal_seen"]
+    parts = [numbers[f"evaluate/offline/sampled/policy/return_goal_{word}"] for word in ("seen", "unseen")]
+    assert 0 < seen < 1
+    assert seen * parts[0] + (1 - seen) * parts[1] == pytest.approx(numbers["evaluate/offline/sampled/policy/return@8"])
+
+
+def test_who_is_compared():
+    names = {}
+    for world in (GaussianBandit(), LinearBandit(), RecoveringBandit(), DarkRoom(size=3)):
+        tasks = world.draw(2, generator())
+        for kind in ("online", "offline"):
+            names[type(world).__name__, kind] = set(rivals(world, tasks, kind)) - {"uniform", "optimal"}
+    assert names["LinearBandit", "online"] == {"thompson", "linucb"}
+    assert names["LinearBandit", "offline"] == {"thompson", "ridge"}
+    assert names["RecoveringBandit", "online"] == {"thompson", "ucb", "periodic"}
+    assert names["DarkRoom", "online"] == names["DarkRoom", "offline"] == {"posterior"}
+
+
+def test_standard_errors_by_hand():
+    mean, sem = spread(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
+    assert mean.tolist() == [2, 5] and sem.tolist() == [1, 0]
+
+
+def test_the_longest_context_of_a_protocol():
+    room = DarkRoom(horizon=10)
+    for modes, expected in ((MODES[:1], 15), (MODES, 40), ([("last", "step")], 20)):
+        online = [{"context": context, "update": update} for context, update in modes]
+        assert longest_context({"episodes": 4, "context": 15, "online": online}, room) == expected
+    assert longest_context({"rounds": 7}, GaussianBandit()) == 7
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["task.protocol.rounds=13"], "positions for 12 transitions, contexts of this protocol grow to 13"),
+        (["task.env.world.arms=4"], "chooses among 5 actions, GaussianBandit has 4"),
+        (["task=dark_room"], "observations of 1 numbers, DarkRoom shows 2"),
+        (["episodes=1"], "1 tasks have no standard error"),
+        (["task.protocol.lengths=[500]"], "lengths"),
+        (["task.protocol.lengths=[-1, 3]"], "lengths"),
+        (["task.env.world.noise=0"], "noise=0"),
+        (["device=tpu"], "device=tpu"),
+    ],
+)
+def test_what_is_refused(overrides, message, policy, tmp_path):
+    with pytest.raises(DataError, match=message):
+        play(tmp_path, *(BANDIT if "task=dark_room" not in overrides else []), policy, *overrides)
+
+
+@pytest.mark.parametrize("mode", ["{context: some, update: step}", "{context: all, update: never}"])
+def test_ways_to_play_online_have_names(mode, tmp_path):
+    with pytest.raises(DataError, match="expected context all or last"):
+        play(tmp_path, *ROOM, "policy=random", f"task.protocol.online=[{mode}]", "episodes=4")
+
+
+def test_a_policy_of_another_kind_is_refused(init_for, tmp_path):
+    other = init_for(config("pretrain", "method=l2m"))[0].removeprefix("init=")  # an MDDT
+    with pytest.raises(DataError, match="worlds take what method=dpt makes"):
+        play(tmp_path / "play", *BANDIT, f"policy={other}", "episodes=4")
