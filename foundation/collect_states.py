@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from foundation.envs import registry
-from foundation.envs.behaviour import Behaviour, assign, loaded, play, trained, variants
+from foundation.envs.behaviour import CONTEXT, Behaviour, assign, loaded, play, trained, variants
 from pipelines import manifest as disk
 from pipelines import schema, workers
 from pipelines.ingest import claim
@@ -105,6 +105,10 @@ def make_job(cfg, tasks):
         raise DataError(f"states.stop_after={values['stop_after']}: expected steps of at least 0, or null")
     if values["target"] is None:
         del values["target"]
+    if values["length"] is not None and values["length"] < 1:
+        raise DataError(f"states.length={values['length']}: expected at least 1, or null")
+    if values["behaviour"] == CONTEXT and not all("world" in task["env"] for task in tasks):
+        raise DataError("states.behaviour=context is for worlds, such as task=dark_room; others are played")
     if played_by_policy(values):
         loaded.cache_clear()  # there may be another one at the same place
         for task in tasks:  # before the first worker plays
@@ -170,18 +174,27 @@ def add_episode(writer, job, unit, number, variant):
     """Plays an episode and writes it unless it is to be left out -> its row of the record."""
     task, values = unit.task["name"], job.collection
     env, (seed, rng) = environment(json.dumps(unit.task)), randomness(job.seed, task, number)
-    behaviour = Behaviour(env, variant, rng, values["policy"], values.get("target"))
-    arrays, success = play(env, behaviour, seed, values["label"], values["stop_after"])
+    arrays, success, more = played(env, variant, seed, rng, unit.task, values)
     if success is None and (values["keep"] == "successes" or values["stop_after"] is not None):
         raise DataError(f"{task} does not say what success is; use states.keep=all and states.stop_after=null")
     kept = values["keep"] == "all" or success
     if kept:
         tags = {"task": task, "seed": seed, "behaviour": variant.behaviour, "noise": variant.noise}
-        tags |= {"scale": variant.scale, **({} if success is None else {"success": success})}
+        tags |= {"scale": variant.scale, **({} if success is None else {"success": success}), **more}
         key = f"{unit.stem}-{job.seed}-{number:06d}"
         write_episode(writer, key, arrays, env.spaces, env.fps, f"collect/{task}", tags)
     rewards = arrays[schema.REWARD]
     return variant.name, float(rewards.sum()), len(rewards), success, bool(kept)
+
+
+def played(env, variant, seed, rng, task, values):
+    """(arrays, success or None, further tags) of an episode, or of a world's context."""
+    if variant.behaviour != CONTEXT:
+        behaviour = Behaviour(env, variant, rng, values["policy"], values.get("target"))
+        return *play(env, behaviour, seed, values["label"], values["stop_after"]), {}
+    arrays, unknown = env.context(seed, values["length"])
+    tags = {"world": task["env"]["world"], "split": env.split, "ordered": env.world.ordered, "unknown": unknown}
+    return arrays, None, tags
 
 
 def randomness(seed, task, number):

@@ -13,6 +13,7 @@ from pipelines import schema
 from pipelines.schema import DataError
 
 KINDS = ("scripted", "random", "policy")
+CONTEXT = "context"  # no play: what the context policy of a world did, see WorldEnv.context
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Variant:
 
 def variants(settings):
     """[(Variant, its share of the episodes)] of the `states` block of the collect config."""
+    if settings["behaviour"] == CONTEXT and not settings["mix"]:
+        return [(Variant(CONTEXT), 1.0)]
     behaviour = "scripted" if settings["behaviour"] == "expert" else settings["behaviour"]
     scale = 1.0 if settings["scale"] is None else settings["scale"]
     scales = scale if isinstance(scale, list | tuple) else [scale]

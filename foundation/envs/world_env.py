@@ -5,7 +5,15 @@ import torch
 
 from foundation.envs.states import StateEnv
 from foundation.envs.worlds import SPLITS, World, at_least, checked
-from pipelines.schema import NEXT_OBSERVATION, DataError
+from pipelines.schema import (
+    FINAL_OBSERVATION,
+    NEXT_OBSERVATION,
+    OBSERVATION,
+    OPTIMAL_ACTION,
+    TERMINATED,
+    TRUNCATED,
+    DataError,
+)
 from pipelines.trajectories import Spaces
 
 FPS = 1.0  # a round is no time; data of several worlds may be mixed
@@ -47,6 +55,20 @@ class WorldEnv(StateEnv):
         *shown, info = super().step(action)
         several = self.episode_steps > self.world.horizon
         return *shown, {**info, NEXT_OBSERVATION: self._led} if several else info
+
+    def context(self, seed, n=None):
+        """One task and n transitions (None: an episode's) of it by the world's context policy of pretraining.
+
+        -> (arrays as pipelines.trajectories.write_episode takes them, what the task is: plain values by name).
+        """
+        generator, n = torch.Generator().manual_seed(seed), self.world.horizon if n is None else n
+        tasks = self.world.draw(1, generator, self.split)
+        found = self.world.context(tasks, n, generator)
+        label = self.world.optimal(tasks, found[OBSERVATION])
+        arrays = {name: value[0].numpy() for name, value in {**found, OPTIMAL_ACTION: label}.items()}
+        arrays |= {TERMINATED: np.zeros(n, bool), TRUNCATED: np.arange(n) == n - 1}
+        arrays[FINAL_OBSERVATION] = arrays[NEXT_OBSERVATION][-1]
+        return arrays, {name: value[0].tolist() for name, value in tasks.items()}
 
     def scripted(self):
         """observation -> the label of the task at hand, whichever that is when it is asked."""

@@ -36,6 +36,7 @@ class ContextData(TrajectoryData):
 
     def _divided(self, data, validation, seed):
         """(train, held out): the tasks `heldout`, or a share of all tasks, whole."""
+        self.world = world_of(data)
         tasks = np.array(["/".join(task_of(tags, self.by)) for tags in data.tags])
         names, held_out = np.unique(tasks), set(self.heldout)
         if self.heldout and isinstance(validation, float):
@@ -49,7 +50,12 @@ class ContextData(TrajectoryData):
         if chosen.all() or (isinstance(validation, float) and not chosen.any()):
             raise DataError(f"{len(held_out)} of {len(names)} tasks held out leave one part empty; see data.by")
         parts = data.select(~chosen), data.select(chosen) if chosen.any() else None
-        return parts if validation is None or isinstance(validation, float) else (parts[0], self.load(validation))
+        if validation is None or isinstance(validation, float):
+            return parts
+        held_out = self.load(validation)
+        if world_of(held_out) != self.world:
+            raise DataError(f"data.validation={validation} holds {world_of(held_out)}, data.train {self.world}")
+        return parts[0], held_out
 
     def _returns(self, data, scale):
         """Returns as they are; rewards are brought to [-1, 1]."""
@@ -61,6 +67,9 @@ class ContextData(TrajectoryData):
 
     def derive(self, net):
         return super().derive({**net, "context": self.length if net.get("context") is None else net["context"]})
+
+    def contract(self):
+        return {**super().contract(), **({} if self.world is None else {"world": self.world})}
 
     def provenance(self):
         kind = "the best action at hand" if self.made["target"] == "optimal" else "the recorded action"
@@ -180,6 +189,15 @@ def one_query(batch):
         schema.QUERY: batch[schema.OBSERVATION][rows, last][:, None], schema.MASK: mask,
         schema.TARGET: target.expand(b, t, *target.shape[2:]),
     }  # fmt: skip
+
+
+def world_of(data):
+    """The config of the world whose contexts these are, or None; DataError where there are several."""
+    found = {str(tags.get("world")): tags.get("world") for tags in data.tags}
+    if len(found) > 1:
+        kinds = " and ".join(sorted(found)[:3])
+        raise DataError(f"contexts of several worlds do not go together: {kinds}; choose some with data.where")
+    return next(iter(found.values()))
 
 
 def task_of(tags, by):
