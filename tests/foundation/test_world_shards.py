@@ -42,7 +42,8 @@ def test_a_context_is_a_task_of_its_own_with_its_labels(rooms):
 def test_a_pinned_data_set_is_trained_on(rooms, tmp_path, query):
     options = [f"data.{name}={str(value).replace(' ', '')}" for name, value in PINNED.items()]
     given = ["method=dpt", "data=contexts", f"data.train={rooms}", "data.validation=0.2", *options]
-    net = ["data.normalise=null", f"method.net.query={query}", "method.net.width=16", "method.net.layers=1", "steps=3", "data.batch_size=4"]
+    net = [f"method.net.query={query}", "method.net.width=16", "method.net.layers=1"]
+    net += ["data.normalise=null", "steps=3", "data.batch_size=4"]
     summary = run(pretrain, "pretrain", *given, *net, f"run.dir={tmp_path}")
     assert 1 < summary["validation/loss"] < 3
     bundle = hub.load(tmp_path)
