@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from foundation import posteriors
+from foundation.envs.worlds import World
 from foundation.pretraining.token_data import HELD_OUT, TRAIN, Steps
 from foundation.training import made
 from pipelines import schema
@@ -26,6 +27,8 @@ class WorldData(L.LightningDataModule):
     def __init__(self, world, length, shares, queries, batch_size, validation, workers, steps, seed):
         super().__init__()
         self.node, self.world = world, made(world)
+        if not isinstance(self.world, World):
+            raise DataError(f"data.world={world}: expected a _target_ such as foundation.envs.bandits.GaussianBandit")
         self.lengths = lengths_of(length, shares, steps)
         self.queries, self.batch_size, self.workers = queries, batch_size, workers
         if min(1 if queries is None else queries, batch_size, validation) < 1:

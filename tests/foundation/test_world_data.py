@@ -114,6 +114,7 @@ def test_what_the_network_is_told():
         ({"world": {**BANDIT, "arms": 1}}, "arms=1"),
         ({"world": {**BANDIT, "noise": float("nan")}}, "noise=nan"),
         ({"world": {**BANDIT, "goal": 1}}, "goal"),
+        ({"world": {"_target_": "foundation.learners.Uniform", "n_actions": 3}}, "expected a _target_"),
     ],
 )
 def test_bad_options(options, message):
