@@ -8,6 +8,7 @@ error. Protocols and rivals are those of DPT (arXiv:2306.14892), whose paper sho
 """
 
 import csv
+import json
 import logging
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from omegaconf import OmegaConf
 
 from foundation import in_context, learners, posteriors
 from foundation.envs.bandits import Bandit, LinearBandit
+from foundation.envs.dark_room import DarkRoom
 from foundation.envs.recovering_bandit import RecoveringBandit, best_periodic
 from foundation.envs.world_env import WorldEnv
 from foundation.training import made
@@ -35,7 +37,10 @@ def is_world(task):
 
 
 def score(task, bundle, cfg):
-    """Numbers of the policy (a Bundle, or None: the rivals alone) on a world's protocol; writes run.dir/curves.csv."""
+    """Numbers of the policy (a Bundle, or None: the rivals alone) on a world's protocol.
+
+    Writes run.dir/curves.csv and, of a policy in Dark Room, policy.json; foundation.report draws both.
+    """
     task = OmegaConf.to_container(task, resolve=True) if OmegaConf.is_config(task) else task
     world, protocol = made_world(task["env"]["world"]), task["protocol"]
     protocol |= {} if cfg.episodes is None else {"tasks": cfg.episodes}
@@ -43,6 +48,8 @@ def score(task, bundle, cfg):
     evaluation = Evaluation(world, protocol, bundle and bundle.net.to(cfg.device))
     curves = evaluation.bandit() if isinstance(world, Bandit) else evaluation.episodes()
     write(Path(cfg.run.dir) / "curves.csv", curves)
+    if evaluation.pictured:
+        (Path(cfg.run.dir) / "policy.json").write_text(json.dumps(evaluation.pictured) + "\n")
     return evaluation.numbers
 
 
@@ -99,7 +106,7 @@ class Evaluation:
     """One world, one protocol; `numbers` collects what was measured, curves are [(figure, who, x, mean, sem)]."""
 
     def __init__(self, world, protocol, net=None):
-        self.world, self.protocol, self.net, self.numbers = world, protocol, net, {}
+        self.world, self.protocol, self.net, self.numbers, self.pictured = world, protocol, net, {}, None
         self.generator = torch.Generator().manual_seed(protocol["seed"])
         self.tasks = world.draw(protocol["tasks"], self.generator, protocol["split"])
 
@@ -144,6 +151,8 @@ class Evaluation:
         context = self.world.context(self.tasks, n, self.generator)
         seen = (context[REWARD] > 0).any(1)
         self.numbers["evaluate/offline/goal_seen"] = float(seen.float().mean())
+        if self.net is not None and isinstance(self.world, DarkRoom):
+            self.pictured = picture(self.world, self.net, self.tasks, context, int(seen.int().argmax()))
         for who, learner in self.contenders("offline").items():
             for greedy in (False, True):
                 returns = self.played(who, learner, in_context.offline, context, greedy=greedy)
@@ -207,6 +216,18 @@ def rivals(world, tasks, kind):
     elif posteriors.known(world):
         found |= {"posterior": posteriors.HypothesisPosterior(world)}
     return found | {"uniform": learners.Uniform(a), "optimal": learners.Optimal(world, tasks)}
+
+
+def picture(world, net, tasks, context, row):
+    """The most probable action of every cell in one task, on its context, as policy.json has it."""
+    cells, seen = world.states, {name: value[row : row + 1] for name, value in context.items()}
+    learner = in_context.NetLearner(net)
+    repeated = {name: value.expand(len(cells), *value.shape[1:]) for name, value in seen.items()}
+    known = learner.observe(learner.start(len(cells)), repeated)
+    actions = learner.act(known, cells, None, greedy=True)
+    moves = world.moves[tasks["permutation"][row][actions]]
+    return {"cells": cells.tolist(), "moves": moves.tolist(), "goal": tasks["goal"][row].tolist(),
+            "transitions": seen[REWARD].shape[1], "goal_seen": bool((seen[REWARD] > 0).any())}  # fmt: skip
 
 
 # numbers

@@ -36,6 +36,7 @@ STYLE = {
     "legend.fontsize": 8,
     "lines.linewidth": 1.5,
 }
+DECADES = 100  # ratio of x beyond which its axis is logarithmic
 POINTS = 400  # most points of a drawn line; more cannot be seen and only makes the page heavy
 
 
@@ -75,6 +76,44 @@ def smooth(values):
         mean, mass = weight * mean + (1 - weight) * value, weight * mass + (1 - weight)
         out[i] = mean / mass
     return out
+
+
+def bands(lines, xlabel=""):
+    """Means with 1.96 standard errors. lines: [(label, x, mean, sem, dashed)]; the axis of x is logarithmic if that
+    spans decades."""
+
+    def paint(axes):
+        for (label, *columns, dashed), colour in zip(lines, cycle(COLOURS), strict=False):
+            x, mean, sem = (np.asarray(column, float) for column in columns)
+            pick = np.unique(np.linspace(0, len(x) - 1, min(len(x), POINTS)).round().astype(int))
+            x, mean, half = x[pick], mean[pick], 1.96 * sem[pick]
+            axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.18, linewidth=0)
+            style = {"linestyle": "--", "linewidth": 1.1} if dashed else {"linewidth": 2}
+            axes.plot(x, mean, color=colour, label=label, marker="o" if len(x) < 8 else None, markersize=3, **style)
+        every = np.concatenate([np.asarray(x, float) for _, x, *_ in lines])
+        if every.min() > 0 and every.max() > DECADES * every.min():
+            axes.set_xscale("log")
+        axes.set_xlabel(xlabel)
+        axes.legend(fontsize=7)
+
+    return figure(paint, 4.6, 3.2)
+
+
+def arrows(cells, moves, goal):
+    """What a policy does in each cell [S 2] of a grid: moves [S 2], (0, 0) = stays, drawn as a dot; the goal a star."""
+    cells, moves = np.asarray(cells, float), np.asarray(moves, float)
+
+    def paint(axes):
+        going = moves.any(1)
+        axes.quiver(*cells[going].T, *moves[going].T, color=COLOURS[0], pivot="mid", scale_units="xy", angles="xy",
+                    scale=1.5, width=0.007)  # fmt: skip
+        axes.plot(*cells[~going].T, "o", color=COLOURS[0], markersize=3)
+        axes.plot(*goal, "*", color=COLOURS[1], markersize=14)
+        axes.set_aspect("equal")
+        axes.margins(0.08)
+        axes.grid(False)
+
+    return figure(paint, 3.6, 3.6)
 
 
 def confusion(matrix, names, xlabel="predicted", ylabel="true"):

@@ -1,8 +1,8 @@
 """One self-contained HTML page about one or several runs: `python -m foundation.report runs=[outputs/pretrain]`.
 
 A section appears when the files it is made of exist, so a report of an unfinished run is a report. What it reads:
-`summary.json`, `metrics.csv`, `config.yaml`, `label_report.json`, `arms.json`, `rejected.jsonl`, `machine.json` and
-`*.mp4`.
+`summary.json`, `metrics.csv`, `config.yaml`, `label_report.json`, `arms.json`, `curves.csv`, `policy.json`,
+`rejected.jsonl`, `machine.json` and `*.mp4`.
 """
 
 import math
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from foundation import page, plots, report_labels, report_results
+from foundation import page, plots, report_labels, report_results, report_worlds
 from foundation.run_files import Run, discover
 from pipelines.command import command, machine
 from pipelines.schema import DataError
@@ -28,6 +28,7 @@ def write(out, folders, title="Report", video_megabytes=24.0):
     sections = [
         ("results", "Results", report_results.section(runs)),
         ("returns", "Returns", _returns(runs)),
+        ("context", "In context", report_worlds.section(runs)),
         ("curves", "Training curves", _curves(runs)),
         ("labels", "Labels", report_labels.section(runs)),
         ("play", "Play", _play(videos, left_out)),

@@ -8,13 +8,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from foundation.report_worlds import check_policy, read_curves
 from pipelines import untrusted
 from pipelines.checkpoint import WEIGHTS
 from pipelines.schema import DataError
 
 FILES = (
     "summary.json", "metrics.csv", "config.yaml", "label_report.json", "arms.json", "machine.json", "rejected.jsonl",
-    "filtered.jsonl",
+    "filtered.jsonl", "curves.csv", "policy.json",
 )  # fmt: skip
 REJECTED = ("rejected.jsonl", "filtered.jsonl")
 DEPTH = 4  # folders below a given one that are searched
@@ -35,6 +36,8 @@ class Run:
     machine: dict = field(default_factory=dict)
     arms: dict = field(default_factory=dict)
     metrics: dict = field(default_factory=dict)  # name -> ([steps], [values])
+    curves: dict = field(default_factory=dict)  # of learners in context: figure -> who -> [(x, mean, standard error)]
+    policy: dict = field(default_factory=dict)  # what one does in each cell of a grid, see foundation.report_worlds
     rejected: Counter = field(default_factory=Counter)  # reason -> inputs set aside for it
     rejected_examples: dict = field(default_factory=dict)  # reason -> one of them
     videos: list = field(default_factory=list)
@@ -70,6 +73,8 @@ def read(folder, name):
     run.config_text = _guarded(run, "config.yaml", _read_text) or ""
     run.config = _guarded(run, "config.yaml", _read_yaml) or {}
     run.metrics = _guarded(run, "metrics.csv", read_metrics) or {}
+    run.curves = _guarded(run, "curves.csv", read_curves) or {}
+    run.policy = _guarded(run, "policy.json", lambda path: check_policy(_read_json(path))) or {}
     for name in REJECTED:
         counts, examples = _guarded(run, name, read_rejected) or (Counter(), {})
         run.rejected += counts

@@ -1,6 +1,7 @@
 """`foundation.evaluate` on worlds: numbers and curves of learners in context, and what it refuses."""
 
 import csv
+import json
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ from foundation import evaluate, pretrain
 from foundation.envs.bandits import GaussianBandit, LinearBandit
 from foundation.envs.dark_room import DarkRoom
 from foundation.envs.recovering_bandit import RecoveringBandit
-from foundation.evaluate_worlds import Evaluation, longest_context, rivals, spread
+from foundation.evaluate_worlds import Evaluation, longest_context, picture, rivals, spread
+from models.in_context import InContext
 from pipelines.schema import DataError
 from tests.foundation.in_context import generator
 from tests.foundation.running import config, run
+from tests.models.nets import shaken
 
 BANDIT = ["task=bandit", "task.protocol.rounds=12", "task.protocol.report=[5,12]", "task.protocol.lengths=[1,4,500]"]
 ROOM = ["task=dark_room", "task.env.world.size=4", "task.env.world.horizon=6", "task.protocol.episodes=3",
@@ -84,10 +87,26 @@ def test_rooms_online_and_on_given_contexts(tmp_path):
         for episode in (1, 3):
             assert numbers[f"evaluate/online/{mode}/optimal/return@{episode}"] == pytest.approx(best)
     assert numbers["evaluate/offline/greedy/optimal/return@8"] == pytest.approx(best)
+    drawn = json.loads((tmp_path / "play" / "policy.json").read_text())
+    assert len(drawn["cells"]) == len(drawn["moves"]) == 16 and drawn["goal_seen"] and drawn["transitions"] == 8
     seen = numbers["evaluate/offline/goal_seen"]
     parts = [numbers[f"evaluate/offline/sampled/policy/return_goal_{word}"] for word in ("seen", "unseen")]
     assert 0 < seen < 1
     assert seen * parts[0] + (1 - seen) * parts[1] == pytest.approx(numbers["evaluate/offline/sampled/policy/return@8"])
+
+
+@pytest.mark.parametrize("permuted", [False, True])
+def test_the_pictured_moves_are_those_of_the_network(permuted):
+    world = DarkRoom(size=3, permuted=permuted)
+    torch.manual_seed(0)
+    net, tasks = shaken(InContext(2, n_actions=5, context=6, width=8, layers=1)).eval(), world.draw(4, generator())
+    context = world.context(tasks, 6, generator(1))
+    drawn = picture(world, net, tasks, context, 2)
+    seen = {name: value[2:3] for name, value in context.items()}
+    for cell, move in zip(drawn["cells"], drawn["moves"], strict=True):
+        query = torch.tensor([[cell]])
+        action = net({**seen, "query": query, "place": torch.tensor([6])})[0].mode()[0, 0]
+        assert move == world.moves[tasks["permutation"][2, action]].tolist()
 
 
 def test_who_is_compared():

@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from foundation import page, plots, report, report_results
@@ -69,6 +70,11 @@ def metrics():
     return "\n".join(["epoch,step,train/loss,val/loss", *rows])
 
 
+def context_curves(figures=("regret",), x=range(1, 500)):
+    rows = [f"{figure},{who},{n},{n**0.5:.3f},0.1" for figure in figures for who in ("policy", "ucb") for n in x]
+    return "\n".join(["figure,who,x,mean,sem", *rows, "regret,ucb,nan,1,1", "regret,ucb,7"])
+
+
 def video():
     return encode((np.full((32, 48, 3), i, np.uint8) for i in range(4)), 10)
 
@@ -77,6 +83,7 @@ def video():
 FILES = {
     "results": ("summary.json", lambda: json.dumps({"score": 0.5, "score_majority": 0.25, "minutes": 3})),
     "returns": ("arms.json", lambda: '{"scratch": [0, 1, 2], "anchored": {"mean": 3, "low": 2, "high": 4}}'),
+    "context": ("curves.csv", context_curves),
     "curves": ("metrics.csv", metrics),
     "labels": ("label_report.json", labels),
     "play": ("episode.mp4", video),
@@ -118,6 +125,41 @@ def test_the_whole_page_is_one_file_without_requests(tmp_path):
     assert again.read_text() == html
 
 
+def test_curves_of_learners_in_context_and_where_a_policy_goes(tmp_path):
+    room = {"cells": [[0, 0], [0, 1]], "moves": [[1, 0], [0, 0]], "goal": [0, 1], "transitions": 9, "goal_seen": True}
+    (tmp_path / "curves.csv").write_text(context_curves(("online", "offline"), range(1, 40)))
+    (tmp_path / "policy.json").write_text(json.dumps(room))
+    report.write(tmp_path / "out.html", [tmp_path])
+    parser, html = parse(tmp_path / "out.html")
+    text = set(map(str.strip, parser.text))
+    assert html.count("<figure>") == 3 and "with the goal among the 9 transitions" in " ".join(text)
+    assert {"online", "offline", "policy", "ucb", "most probable action in each cell"} <= text
+    assert html.count("stroke-dasharray") >= 2  # a rival in each figure
+
+
+@pytest.mark.parametrize(("x", "logarithmic"), [(range(1, 40), False), (range(1, 500), True), ([0, 500], False)])
+def test_the_axis_of_curves_over_decades_is_logarithmic(x, logarithmic, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "figure", lambda paint, *size: drawn.append(paint))
+    plots.bands([("policy", list(x), [1.0] * len(x), [0.1] * len(x), False)])
+    axes = Figure().subplots()
+    drawn[0](axes)
+    assert (axes.get_xscale() == "log") == logarithmic
+    low, high = axes.collections[0].get_paths()[0].get_extents().intervaly
+    assert (low, high) == pytest.approx((1 - 0.196, 1 + 0.196))
+
+
+DAMAGE = {"cells": [[[0, 0]], 3], "moves": [[[0], [1]], None], "goal": [["a", 1], [1e999, 0], None]}
+
+
+@pytest.mark.parametrize("change", [{name: value} for name, values in DAMAGE.items() for value in values], ids=str)
+def test_a_damaged_policy_is_told(change, tmp_path):
+    room = {"cells": [[0, 0], [0, 1]], "moves": [[1, 0], [0, 0]], "goal": [0, 1]} | change
+    (tmp_path / "policy.json").write_text(json.dumps(room))
+    report.write(tmp_path / "out.html", [tmp_path])
+    assert "policy.json could not be read" in (tmp_path / "out.html").read_text()
+
+
 def test_hostile_names_and_values_stay_text(tmp_path):
     name = HOSTILE.replace("/", "")
     run = tmp_path / name
@@ -125,6 +167,7 @@ def test_hostile_names_and_values_stay_text(tmp_path):
     (run / f"{name}.mp4").write_bytes(video())
     (run / "summary.json").write_text(json.dumps({name: name, f"{name}/return": 1.0, "return": 2.0}))
     (run / "metrics.csv").write_text(f'step,"{name.replace(chr(34), chr(34) * 2)}"\n0,1\n1,2\n')
+    (run / "curves.csv").write_text(context_curves().replace("regret", f'"{name.replace(chr(34), chr(34) * 2)}"'))
     (run / "rejected.jsonl").write_text(json.dumps({"code": name, "source": f"\x00\x1b{name}"}) + "\nnot json\n[1]\n")
     (run / "config.yaml").write_text(f"run: {{name: '{name}', seed: '{name}'}}\n")
     (run / "arms.json").write_text(json.dumps({name: [1, 2]}))
@@ -145,6 +188,7 @@ def test_damage_is_told_not_raised(tmp_path):
     (run / "label_report.json").write_text('{"keys": [1, 2], "calibration": 3}')
     (run / "config.yaml").write_text("a: [1\n")
     (run / "arms.json").write_text("[1]")
+    (run / "curves.csv").write_bytes(b"who,x\nme,1\n\xff,\x00\n")
     (run / "metrics.csv").write_bytes(b"step,loss\n0,nan\n1,\xff\n\x00")
     (run / "empty.mp4").write_bytes(b"")
     report.write(tmp_path / "out.html", [run])
