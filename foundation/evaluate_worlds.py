@@ -26,6 +26,7 @@ from models.in_context import InContext
 from pipelines import construct
 from pipelines.schema import REWARD, DataError
 
+PREFIXES = (1, 2, 5, 10, 20, 50, 100, 200, 500)  # of a context, at which the distance to the posterior is measured
 ROWS = 500  # tasks that a network plays at once
 log = logging.getLogger("foundation-policy")
 
@@ -127,7 +128,16 @@ class Evaluation:
             lost = self.played(who, learner, in_context.bandit_offline, context, lengths)
             self.say("offline", who, "suboptimality", lengths, lost)
             curves += points("suboptimality, offline", who, lengths, lost)
-        return curves
+        return curves + self.distance(context, lengths)
+
+    def distance(self, context, lengths):
+        """How far the policy's distribution over actions is from the exact posterior's, where there is one."""
+        if self.net is None or not posteriors.known(self.world):
+            return []
+        learner = self.contenders("offline")["policy"]
+        found = self.played("policy", learner, in_context.to_posterior, context, [0, *lengths])
+        self.say("posterior", "policy", "distance", [0, *lengths], found)
+        return points("total variation to the exact posterior", "policy", [0, *lengths], found)
 
     # episodes
 
@@ -142,11 +152,10 @@ class Evaluation:
                 name = f"online/{mode['context']}_{mode['update']}"
                 self.say(name, who, "return", at, returns[:, torch.tensor(at) - 1])
                 curves += points(f"return, {figure}", who, range(1, protocol["episodes"] + 1), returns)
-        self.given()
-        return curves
+        return curves + self.given()
 
     def given(self):
-        """Episodes on contexts of the pretraining policy, sampled and greedy."""
+        """Episodes on contexts of the pretraining policy, sampled and greedy -> curves of the distance."""
         n = self.protocol["context"]
         context = self.world.context(self.tasks, n, self.generator)
         seen = (context[REWARD] > 0).any(1)
@@ -161,6 +170,7 @@ class Evaluation:
                 for label, rows in (("seen", seen), ("unseen", ~seen)):
                     if rows.any():
                         self.numbers[f"evaluate/{name}/{who}/return_goal_{label}"] = float(returns[rows].mean())
+        return self.distance(context, [m for m in PREFIXES if m < n] + [n])
 
     # who plays
 

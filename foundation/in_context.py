@@ -8,6 +8,7 @@ are as queries if it is asked again before it grows (a table of the policy).
 import torch
 from einops import rearrange
 
+from foundation import posteriors
 from foundation.learners import Learner
 from pipelines.schema import ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, DataError
 
@@ -102,6 +103,22 @@ def bandit_offline(world, learner, tasks, context, lengths, generator):
         action = learner.act(state, observation, generator, greedy=True)
         lost.append(best[:, 0] - world.mean_reward(tasks, action[:, None])[:, 0])
     return torch.stack(lost, 1)
+
+
+def to_posterior(world, learner, tasks, context, lengths, generator):
+    """Total variation between the learner's and the exact posterior's action after n transitions, n of `lengths`.
+
+    At one query per task; [b l], 0 = the same distribution, 1 = nothing in common.
+    """
+    query = world.queries(tasks, 1, generator)
+    exact = posteriors.probabilities(world, context, query, lengths)  # b l a
+    state, done, found = learner.start(len(query)), 0, []
+    for n in lengths:
+        if n > done:
+            state = learner.observe(state, {name: value[:, done:n] for name, value in context.items()})
+            done = n
+        found.append(learner.distribution(state, query[:, 0]).log_probs.exp())
+    return 0.5 * (torch.stack(found, 1) - exact).abs().sum(-1)
 
 
 def online(world, learner, tasks, episodes, generator, context="all", update="step", greedy=False):

@@ -163,13 +163,16 @@ def floor(world, tasks, context, query, lengths):
     -> (nats [b l], bool [b l] whether the posterior's mode is the label). Their mean over many tasks is the least that
     the loss can be, and the most that accuracy can; taken on a model's own batch, the difference is nearly noise-free.
     """
-    label = world.optimal(tasks, query)  # b 1
-    if world.hypotheses() is None:
-        p = best_arm(world, *statistics(context, world.n_actions, lengths))
-    else:
-        p = prefix_probabilities(HypothesisPosterior(world), context, query, lengths)  # b l a
+    label, p = world.optimal(tasks, query), probabilities(world, context, query, lengths)  # b 1, b l a
     index = label[:, :, None].expand(*p.shape[:2], 1)
     return -p.gather(-1, index)[..., 0].clamp(min=LEAST).log(), p.argmax(-1) == label
+
+
+def probabilities(world, context, query, lengths):
+    """P(action is optimal for one query [b 1 s] | the first n transitions), [b l a]."""
+    if world.hypotheses() is None:
+        return best_arm(world, *statistics(context, world.n_actions, lengths))
+    return prefix_probabilities(HypothesisPosterior(world), context, query, lengths)
 
 
 def prefix_probabilities(posterior, context, query, lengths):

@@ -80,7 +80,9 @@ def test_rooms_online_and_on_given_contexts(tmp_path):
     policy = trained(tmp_path / "run", "data=dark_room", "data.world.size=4", "data.length=18")
     numbers = play(tmp_path / "play", *ROOM, policy, "episodes=30")
     figures = {figure for figure, _ in curves(tmp_path / "play")}
-    assert figures == {f"return, online, context {c}, update per {u}" for c, u in MODES}
+    distance = "total variation to the exact posterior"
+    assert figures == {distance, *(f"return, online, context {c}, update per {u}" for c, u in MODES)}
+    assert all(0 < numbers[f"evaluate/posterior/policy/distance@{n}"] < 1 for n in (0, 1, 2, 5, 8))
     tasks = Evaluation(DarkRoom(size=4, horizon=6), {"tasks": 30, "seed": 0, "split": "heldout"}).tasks
     best = float((6.0 - (tasks["goal"].sum(1) - 1).clamp(min=0)).clamp(min=0).mean())
     for mode in ("last_episode", "all_step"):

@@ -8,6 +8,7 @@ from foundation.envs.bandits import BernoulliBandit, GaussianBandit
 from foundation.envs.dark_room import DarkRoom
 from foundation.in_context import NetLearner
 from foundation.learners import EmpiricalMean, Learner, Optimal, Periodic, Uniform
+from models.heads import Categorical
 from models.in_context import InContext
 from pipelines.schema import ACTION, OBSERVATION, REWARD, DataError
 from tests.foundation.in_context import generator
@@ -159,3 +160,25 @@ def test_returns_of_the_best_way():
     assert torch.equal(twice, best[:, None].expand(-1, 2))
     lazy = in_context.online(world, Counting(), tasks, 1, generator())
     assert torch.equal(lazy[:, 0], 100.0 * (distance == 0))  # only one goal is where an episode starts
+
+
+class Says(Learner):
+    """Always the same distribution."""
+
+    def __init__(self, *p):
+        self.p = torch.tensor(p)
+
+    def distribution(self, state, observation):
+        return Categorical(self.p.log().expand(len(observation), -1))
+
+
+def test_the_distance_to_the_posterior_of_those_who_never_learn():
+    world = GaussianBandit()
+    tasks = world.draw(50, generator(0))
+    context = world.context(tasks, 30, generator(1))
+    told = (world, tasks, context, [0, 30], generator(2))
+    even = in_context.to_posterior(told[0], Says(0.2, 0.2, 0.2, 0.2, 0.2), *told[1:])
+    sure = in_context.to_posterior(told[0], Says(1.0, 0.0, 0.0, 0.0, 0.0), *told[1:])
+    assert even[:, 0] == pytest.approx(torch.zeros(50), abs=1e-4)  # nothing seen: all arms alike
+    assert sure[:, 0] == pytest.approx(torch.full((50,), 0.8), abs=1e-4)
+    assert even[:, 1].mean() > 0.2 and (sure[:, 1] <= 1).all()
