@@ -1,4 +1,4 @@
-"""The arms of the benchmark do the same work: equal losses, tasks by loop and by tensor, play with and without cache."""
+"""Arms of the benchmark do the same work: equal losses, tasks by loop and by tensor, play with and without cache."""
 
 import numpy as np
 import torch
