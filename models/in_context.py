@@ -32,7 +32,7 @@ class InContext(nn.Module):
 
     n_actions: None for actions in [-1, 1]^a, a Gaussian; else the number of discrete ones. context: transitions that
     acting looks back on, and with positions=learned the longest context. next_state: whether tokens hold s'. encoder:
-    a module that makes state_dim numbers of an observation of another kind, such as pixels. gain: see `scaled`.
+    a module that makes `out` numbers of an observation, such as models.vision.PictureEncoder. gain: see `scaled`.
     """
 
     max_timestep = 1 << 60  # no clock
@@ -48,7 +48,8 @@ class InContext(nn.Module):
         scaled(self.trunk, gain)
         choices = action_dim if n_actions is None else n_actions
         self.encoder = encoder
-        self.embed = nn.Linear(state_dim * (2 if next_state else 1) + choices + 1, width)
+        self.encoded = getattr(encoder, "out", state_dim)
+        self.embed = nn.Linear(self.encoded * (2 if next_state else 1) + choices + 1, width)
         self.norm = nn.LayerNorm(width) if encoder is not None else nn.Identity()
         self.positions = nn.Embedding(context + 1, width) if positions == "learned" else None
         if self.positions is not None:
@@ -100,7 +101,7 @@ class InContext(nn.Module):
     def queries(self, observation):
         """Tokens [b k d]: a transition of which nothing but the state is known."""
         state = self._states(observation)
-        return self.norm(self.embed(F.pad(state, (0, self.embed.in_features - self.state_dim))))
+        return self.norm(self.embed(F.pad(state, (0, self.embed.in_features - self.encoded))))
 
     def _states(self, observation):
         return observation if self.encoder is None else self.encoder(observation)

@@ -49,6 +49,33 @@ class ConvEncoder(nn.Module):
         return rearrange(features, "(b t) d -> b t d", b=frames.shape[0])
 
 
+class PictureEncoder(nn.Module):
+    """A small picture and further numbers, float [... h*w*3 + extra], -> [... out]: DPT's for 25 x 25 (2306.14892).
+
+    The picture is in [0, 1], row by row; two convolutions and a linear layer make `features` numbers of it, the further
+    ones (a heading, say) stay as they are. `out` = features + extra.
+    """
+
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, as the release normalises
+
+    def __init__(self, height=25, width=25, channels=16, features=8, extra=2):
+        super().__init__()
+        self.size, self.out = (height, width), features + extra
+        self.net = nn.Sequential(nn.Conv2d(3, channels, 3, 2), nn.ReLU(), nn.Conv2d(channels, channels, 3), nn.ReLU())
+        rows, columns = ((length - 3) // 2 - 1 for length in self.size)
+        self.linear = nn.Linear(channels * rows * columns, features)
+        for name in ("mean", "std"):
+            self.register_buffer(f"colour_{name}", torch.tensor(getattr(self, name))[:, None, None], persistent=False)
+
+    def forward(self, x):
+        h, w = self.size
+        picture, extra = x.flatten(0, -2).split((3 * h * w, x.shape[-1] - 3 * h * w), -1)
+        planes = rearrange(picture, "b (h w c) -> b c h w", h=h, w=w)
+        maps = self.net((planes - self.colour_mean) / self.colour_std)
+        seen = F.relu(self.linear(rearrange(maps, "b c h w -> b (c h w)")))
+        return torch.cat([seen, extra], -1).unflatten(0, x.shape[:-1])
+
+
 def out_size(length, scales):
     """Length of an axis after `scales` stride-2 convolutions with half padding."""
     for _ in range(scales):

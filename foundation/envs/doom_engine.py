@@ -74,6 +74,7 @@ def start_game(world, folder, options):
     game.set_available_game_variables([getattr(vizdoom.GameVariable, name.upper()) for name in FACTS])
     game.set_objects_info_enabled(options["privileged"])
     game.set_render_hud(options["hud"])
+    game.set_render_weapon(options.get("weapon", True))
     game.set_render_screen_flashes(False)
     game.set_doom_skill(options["skill"])
     game.set_episode_start_time(options["start_tics"])
