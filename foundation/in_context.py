@@ -7,6 +7,7 @@ are as queries if it is asked again before it grows (a table of the policy).
 
 import torch
 from einops import rearrange
+from tqdm import tqdm
 
 from foundation import posteriors
 from foundation.learners import Learner
@@ -84,7 +85,7 @@ def bandit_online(world, learner, tasks, rounds, generator):
     """Suboptimality mu* - mu_a per round, by true means, [b n]; the context grows by the learner's own pulls."""
     best, observation = world.mean_reward(tasks, world.optimal(tasks, world.start(tasks)[:, None])), world.start(tasks)
     state, lost = learner.start(len(best)), []
-    for _ in range(rounds):
+    for _ in shown(range(rounds), "round"):
         action = learner.act(state, observation, generator)
         reward, following = world.step(tasks, observation, action, generator)
         state = learner.observe(state, one_step(observation, action, reward, following))
@@ -129,7 +130,7 @@ def online(world, learner, tasks, episodes, generator, context="all", update="st
     """
     b, returns = len(next(iter(tasks.values()))), []
     state, before = learner.start(b), []
-    for _ in range(episodes):
+    for _ in shown(range(episodes), "episode"):
         if context == "last" and before:
             state = learner.observe(learner.start(b), joined(before))
         state, rows = episode(world, learner, tasks, state, generator, update == "step", greedy)
@@ -158,6 +159,11 @@ def offline(world, learner, tasks, context, generator, greedy):
     state = learner.observe(learner.start(len(context[ACTION])), context)
     _, rows = episode(world, learner, tasks, state, generator, greedy=greedy)
     return joined(rows)[REWARD].sum(1)
+
+
+def shown(steps, unit):
+    """The steps with a progress bar, in a terminal."""
+    return tqdm(steps, unit=unit, desc="playing", disable=None, leave=False)
 
 
 def one_step(observation, action, reward, following):
