@@ -17,18 +17,22 @@ TOKENS = 1 << 18  # in a forward pass: bounds memory to some hundred MB
 
 
 class NetLearner(Learner):
-    """`net`: a models.in_context.InContext. states: float32 [S s], all observations there are; None = too many."""
+    """`net`: a models.in_context.InContext. states: float32 [S s], all observations there are; None = too many.
+
+    A state's memory grows in place: after `observe`, only the state that came out of it may be used.
+    """
 
     def __init__(self, net, states=None):
-        self.net, self.states = net.eval(), states
+        self.net, self.device = net.eval(), net.head.weight.device
+        self.states = None if states is None else states.to(self.device)
         self.constant = states is not None and len(states) == 1
 
     @torch.no_grad()
     def start(self, b):
         if self.net.query == "first" and self.constant:
-            latent, memory = self.net.begin(self.states.expand(b, -1))
+            latent, memory = self.net.begin(self.states.expand(b, -1), self.net.room())
             return {"latent": latent, "memory": memory}
-        return {"memory": None} if self.net.query == "last" else {"context": None, "b": b}
+        return {"memory": self.net.room()} if self.net.query == "last" else {"context": None, "b": b}
 
     @torch.no_grad()
     def observe(self, state, transitions):
@@ -36,6 +40,7 @@ class NetLearner(Learner):
             return state
         if not torch.isfinite(transitions[REWARD]).all():
             raise DataError("a context holds rewards that are no finite numbers; leave such transitions out")
+        transitions = {name: value.to(self.device) for name, value in transitions.items()}
         if "memory" in state:
             latent, memory = self.net.read(state["memory"], transitions)
             return {"memory": memory, **({"latent": latent[:, -1]} if "latent" in state else {})}
@@ -46,7 +51,10 @@ class NetLearner(Learner):
 
     @torch.no_grad()
     def distribution(self, state, observation):
-        """Over the action for each observation [b s], [b]."""
+        """Over the action for each observation [b s], [b], on the CPU, where the tasks are."""
+        return self._distribution(state, observation.to(self.device)).cpu()
+
+    def _distribution(self, state, observation):
         net = self.net
         if "latent" in state:
             return net.distribution(state["latent"])
@@ -65,7 +73,7 @@ class NetLearner(Learner):
         """Latents [b k d] of queries [b k s] after the whole context, a few tasks at a time."""
         n = context[ACTION].shape[1]
         rows = max(1, TOKENS // ((n + 1) * query.shape[1]))
-        last = torch.tensor([n])
+        last = torch.tensor([n], device=self.device)
         names = (OBSERVATION, ACTION, REWARD, NEXT_OBSERVATION)
         parts = []
         for i in range(0, len(query), rows):

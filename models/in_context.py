@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.heads import Categorical, Gaussian
-from models.language import GPT
+from models.language import GPT, Kept, length_of
 
 TRANSITION = ("observation", "action", "next_observation", "reward")
 
@@ -126,10 +126,10 @@ class InContext(nn.Module):
         y, _ = self.trunk(self.placed(x, torch.arange(x.shape[1], device=x.device)), read)
         return rearrange(y, "(b k) p d -> b (k p) d", k=k)
 
-    def begin(self, observation):
+    def begin(self, observation, memory=None):
         """A context that opens with a query [b s] -> (latent [b d], memory), to be continued with `read`."""
         x = self.queries(observation[:, None])
-        y, memory = self.trunk(self.placed(x, torch.zeros(1, dtype=torch.long, device=x.device)))
+        y, memory = self.trunk(self.placed(x, torch.zeros(1, dtype=torch.long, device=x.device)), None, memory)
         return y[:, 0], memory
 
     # what a context leaves
@@ -143,7 +143,7 @@ class InContext(nn.Module):
         x = self.transitions(context)
         if self.mixing == "none":
             return self._each(memory, x)
-        past, n = 0 if memory is None else memory[0][0].shape[2], x.shape[1]
+        past, n = length_of(memory), x.shape[1]
         place = torch.arange(past, past + n, device=x.device) if place is None else place
         last = torch.tensor([n - 1], device=x.device) if self.query == "last" else None  # nobody reads the others
         return self.trunk(self.placed(x, place), last, memory, visible)
@@ -152,7 +152,11 @@ class InContext(nn.Module):
         """`read` where a transition looks at itself alone: as sequences of one token."""
         y, new = self.trunk(rearrange(x, "b n d -> (b n) 1 d"))
         new = [[rearrange(one, "(b n) h 1 e -> b h n e", b=len(x)) for one in pair] for pair in new]
-        if memory is not None:
+        if memory is not None and isinstance(memory[0], Kept):
+            for kept, pair in zip(memory, new, strict=True):
+                kept.add(*pair)
+            new = memory
+        elif memory is not None:
             new = [[torch.cat(both, 2) for both in zip(*pairs, strict=True)] for pairs in zip(memory, new, strict=True)]
         return rearrange(y, "(b n) 1 d -> b n d", b=len(x))[:, -1:], new
 
@@ -162,13 +166,20 @@ class InContext(nn.Module):
         visible: bool [b m], which of them are there, None = all.
         """
         x = self.queries(query)
-        k, past = x.shape[1], 0 if memory is None else memory[0][0].shape[2]
+        k, past = x.shape[1], length_of(memory)
         place = torch.full((k,), past, device=x.device) if place is None else place
         before = torch.arange(past, device=x.device) < place[:, None]
         mask = torch.cat([before, torch.eye(k, dtype=torch.bool, device=x.device)], 1)
         visible = None if visible is None else F.pad(visible, (0, k), value=True)
         y, _ = self.trunk(x, None, memory, visible, mask)
+        for kept in memory or ():
+            if isinstance(kept, Kept):
+                kept.length = past  # nobody looks at a query but itself
         return y
+
+    def room(self):
+        """A memory for `read` and `answer` that grows in place."""
+        return [Kept() for _ in self.trunk.blocks]
 
     # a step at a time
 

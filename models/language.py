@@ -15,6 +15,37 @@ from torch.nn import functional as F
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "gelu_tanh": lambda: nn.GELU(approximate="tanh")}
 
 
+class Kept:
+    """Keys and values [b h m d/h] of one block, to which tokens are added in place. Room doubles when it is full.
+
+    For acting: what concatenation would copy at every step stays where it is. Does not learn.
+    """
+
+    def __init__(self):
+        self.length, self.room = 0, None
+
+    def add(self, *new):
+        """(keys, values) of all tokens, these last; views."""
+        start, stop = self.length, self.length + new[0].shape[2]
+        if self.room is None or stop > self.room[0].shape[2]:
+            b, h, _, e = new[0].shape
+            room = [one.new_empty(b, h, max(stop, 2 * start), e) for one in new]
+            for larger, one in zip(room, self.room or new, strict=True):
+                larger[:, :, :start] = one[:, :, :start]
+            self.room = room
+        for one, room in zip(new, self.room, strict=True):
+            room[:, :, start:stop] = one
+        self.length = stop
+        return [room[:, :, :stop] for room in self.room]
+
+
+def length_of(memory):
+    """Tokens in what `GPT.forward` returned as memory; None = none."""
+    if memory is None:
+        return 0
+    return memory[0].length if isinstance(memory[0], Kept) else memory[0][0].shape[2]
+
+
 class CausalAttention(nn.Module):
     def __init__(self, width, heads, dropout=0.0):
         super().__init__()
@@ -29,15 +60,16 @@ class CausalAttention(nn.Module):
         """x [b n d] -> (y [b m d], (k, v) each [b h m+n d/h]).
 
         read: int [m], ascending positions of x whose outputs are wanted, None = all. memory: (k, v) of what came
-        before x. visible: bool [b m+n], which tokens of memory and x may be looked at, None = all. mask: bool
-        [n m+n], what each token looks at, in place of everything before it.
+        before x, or a `Kept`, which is then returned. visible: bool [b m+n], which tokens of memory and x may be looked
+        at, None = all. mask: bool [n m+n], what each token looks at, in place of everything before it.
         """
         queries = x if read is None else x[:, read]
         q, k, v = (self._split(layer(z)) for layer, z in ((self.query, queries), (self.key, x), (self.value, x)))
-        past = 0
-        if memory is not None:
-            past = memory[0].shape[2]
+        if isinstance(memory, Kept):
+            k, v = memory.add(k, v)
+        elif memory is not None:
             k, v = torch.cat([memory[0].to(k.dtype), k], 2), torch.cat([memory[1].to(v.dtype), v], 2)
+        past = k.shape[2] - x.shape[1]
         if mask is not None or read is not None or past or visible is not None:
             place = torch.arange(x.shape[1], device=x.device) if read is None else read  # m
             keys = torch.arange(k.shape[2], device=x.device) - past
@@ -49,7 +81,8 @@ class CausalAttention(nn.Module):
             y = v
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout)
-        return self.dropout_out(self.out(rearrange(y, "b h m d -> b m (h d)"))), (k, v)
+        cache = memory if isinstance(memory, Kept) else (k, v)
+        return self.dropout_out(self.out(rearrange(y, "b h m d -> b m (h d)"))), cache
 
     def _split(self, x):
         return rearrange(x, "b n (h d) -> b h n d", h=self.heads)
@@ -88,9 +121,9 @@ class GPT(nn.Module):
     def forward(self, x, read=None, memory=None, visible=None, mask=None):
         """x [b n d] -> (y [b m d], memory after x): `read` int [m] are the positions of x wanted, None = all.
 
-        memory: what an earlier call returned for the tokens before x; a list with (k, v) per block. visible: bool
-        [b m+n], which tokens before and of x may be looked at, None = all. mask: bool [n m+n], what each token of x
-        looks at, None = itself and everything before it.
+        memory: what an earlier call returned for the tokens before x; a list with (k, v) or `Kept` per block. visible:
+        bool [b m+n], which tokens before and of x may be looked at, None = all. mask: bool [n m+n], what each token of
+        x looks at, None = itself and everything before it.
         """
         x, caches = self.dropout(x), []
         for i, block in enumerate(self.blocks):

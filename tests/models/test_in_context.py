@@ -286,3 +286,16 @@ def test_an_encoder_stands_between_observations_and_tokens():
     pictures = {name: torch.randn(B, N, 2, 6) for name in ("observation", "next_observation")}
     pictures["query"] = torch.randn(B, 1, 2, 6)
     assert said(net({**make_window(net), **pictures})[0]).shape == (B, N + 1, A)
+
+
+@pytest.mark.parametrize("name", ["last, continuous", "last, no mixing"])
+def test_a_memory_that_grows_in_place_says_the_same(name):
+    net = make(**NETS[name])
+    window, memory, kept = make_window(net, 11, queries=2), None, net.room()
+    with torch.no_grad():
+        for start, stop in ((0, 3), (3, 4), (4, 6), (6, 11)):
+            part = cut(window, slice(start, stop))
+            memory, kept = net.read(memory, part)[1], net.read(kept, part)[1]
+            for _ in range(2):  # a query leaves nothing behind
+                close(net.answer(memory, window["query"]), net.answer(kept, window["query"]))
+    assert [one.length for one in kept] == [11] * len(net.trunk.blocks)
