@@ -60,16 +60,27 @@ def pull_probabilities(b, arms, generator):
 
 
 class GaussianBandit(Bandit):
-    """Means U(low, high), rewards N(mean, noise^2). Another `noise` or range at evaluation is a shift of the family."""
+    """Means U(low, high), rewards N(mean, noise^2). Another `noise` or range at evaluation is a shift of the family.
 
-    def __init__(self, arms=5, noise=0.3, horizon=500, low=0.0, high=1.0):
+    contexts: pulls = independent ones, as `Bandit.context` has them (the paper); thompson = play of Thompson sampling,
+    in order, in which the worse arms are as rare as in a good learner's own play; of both, each call takes one.
+    """
+
+    def __init__(self, arms=5, noise=0.3, horizon=500, low=0.0, high=1.0, contexts="pulls"):
         super().__init__(arms, horizon)
+        self.contexts = worlds.kinds_of(contexts, ("pulls", "thompson"))
+        self.ordered = "thompson" in self.contexts
         if not (noise > 0 and low < high):
             raise DataError(f"noise={noise}, low={low}, high={high}: expected noise above 0 and low < high")
         self.noise, self.low, self.high = float(noise), float(low), float(high)
 
     def draw(self, b, generator, split="train"):
         return {"means": self.low + (self.high - self.low) * uniform((b, self.n_actions), generator)}
+
+    def context(self, tasks, n, generator):
+        if worlds.one_of(self.contexts, generator) == "pulls":
+            return super().context(tasks, n, generator)
+        return worlds.interact(self, ThompsonSampling(self.n_actions, self.noise), tasks, n, generator)
 
     def reward(self, mean, generator):
         return mean + self.noise * normal(mean.shape, generator)

@@ -66,7 +66,7 @@ class World:
         of uniform actions; history = a learning history without a learner, see `trajectory`. Of several kinds, each
         call takes one, equally often.
         """
-        kind = self.contexts[int(integers(len(self.contexts), (), generator)) if len(self.contexts) > 1 else 0]
+        kind = one_of(self.contexts, generator)
         if kind == "iid":
             observation = self.queries(tasks, n, generator)
             action = integers(self.n_actions, observation.shape[:2], generator)
@@ -169,10 +169,15 @@ def checked(name, value, allowed):
     return value
 
 
-def kinds_of(contexts):
+def kinds_of(contexts, allowed=CONTEXTS):
     """The kinds of contexts that an option names, one or several, as a tuple; DataError for another word."""
     several = [contexts] if isinstance(contexts, str) else contexts
-    return tuple(checked("contexts", kind, CONTEXTS) for kind in several)
+    return tuple(checked("contexts", kind, allowed) for kind in several)
+
+
+def one_of(kinds, generator):
+    """Any of them, equally often."""
+    return kinds[int(integers(len(kinds), (), generator)) if len(kinds) > 1 else 0]
 
 
 def at_least(least, **values):

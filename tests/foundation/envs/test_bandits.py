@@ -188,3 +188,16 @@ def test_schedules_are_periodic_and_fill_every_round():
 def test_bad_settings_say_what_was_expected(make, message):
     with pytest.raises(DataError, match=message):
         make()
+
+
+def test_contexts_of_thompson_sampling_come_to_pull_the_best_arm():
+    played, drawn = (GaussianBandit(contexts=kind) for kind in ("thompson", "pulls"))
+    tasks = played.draw(200, torch.Generator().manual_seed(0))
+    best = tasks["means"].argmax(-1)[:, None]
+    share = lambda world: (  # noqa: E731
+        world.context(tasks, 150, torch.Generator().manual_seed(1))[ACTION][:, 100:] == best
+    ).float().mean()  # fmt: skip
+    assert played.ordered and not drawn.ordered
+    assert share(played) > 0.6 > 0.3 > share(drawn)
+    with pytest.raises(DataError, match="pulls or thompson"):
+        GaussianBandit(contexts="iid")
