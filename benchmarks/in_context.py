@@ -39,7 +39,7 @@ from pipelines.schema import ACTION, NEXT_OBSERVATION, OBSERVATION, PLACE, QUERY
 
 TRAIN = {"bandit 500": (GaussianBandit(), 500, 64), "bandit 40": (GaussianBandit(), 40, 192),
          "dark room 100": (DarkRoom(), 100, 64)}  # fmt: skip
-TARGETS = {"bandit 500": 1.2, "bandit 40": 1.2, "dark room 100": 1.15, "bandit": 100, "dark room": 100, "play": 50}
+TARGETS = {"bandit 500": 1.5, "bandit 40": 1.5, "dark room 100": 1.5, "bandit": 50, "dark room": 50, "play": 50}
 LOOPED, DRAWN = 8, 4096  # tasks that the loops of `data`, and ours, draw at a time
 
 
