@@ -22,8 +22,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	PATH="$(abspath $(BIN)):$$PATH" bash runs/demo.sh
 
-test: install lint
-	$(BIN)/python -m pytest
+test: install lint  # a process per core, up to 4; a file's tests stay in one
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slurm: install
 	$(BIN)/python -m pytest tests/slurm -v
