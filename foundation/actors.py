@@ -169,7 +169,10 @@ class SequenceActor:
         if self.memory == "task":
             now[FIRST], first = first, torch.full_like(first, self.action is None)
         now, first = {name: value.to(self.device) for name, value in now.items()}, first.to(self.device)
-        distribution, _, self.state = self.policy.step(now, first, self.state)
+        try:
+            distribution, _, self.state = self.policy.step(now, first, self.state)
+        except ValueError as error:  # an in-context policy ran out of positions
+            raise DataError(str(error)) from error
         self.action = self.choose(distribution)
         return list(self.spaces.from_unit(self.policy.unit(self.action).numpy()))
 

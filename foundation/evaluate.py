@@ -27,6 +27,7 @@ from foundation.actors import (
 )
 from foundation.envs import registry
 from foundation.rollout import Environments, evaluation_seed
+from models.in_context import InContext
 from pipelines import checkpoint
 from pipelines.actions import ActionCodec
 from pipelines.command import command
@@ -150,7 +151,9 @@ def main(cfg):
         check_baseline(name)
     bundle = None if cfg.policy in BASELINES else load_policy(cfg.policy)
     tasks, numbers = registry.tasks_of(cfg.task), {}
-    if any(evaluate_worlds.is_world(task) for task in tasks):
+    if evaluate_worlds.is_world(tasks[0]) and (bundle is None or isinstance(bundle.net, InContext)):
+        if len(tasks) > 1:
+            raise DataError(f"{[task['name'] for task in tasks]}: a world is played alone; give one name")
         return evaluate_worlds.score(tasks[0], bundle, cfg)
     for task in tasks:
         prefix = "evaluate" if len(tasks) == 1 else f"evaluate/{task['name']}"

@@ -22,7 +22,6 @@ from foundation.envs.dark_room import DarkRoom
 from foundation.envs.recovering_bandit import RecoveringBandit, best_periodic
 from foundation.envs.world_env import WorldEnv
 from foundation.training import made
-from models.in_context import InContext
 from pipelines import construct
 from pipelines.schema import REWARD, DataError
 
@@ -46,7 +45,8 @@ def score(task, bundle, cfg):
     world, protocol = made_world(task["env"]["world"]), task["protocol"]
     protocol |= {} if cfg.episodes is None else {"tasks": cfg.episodes}
     check(protocol, bundle, world, cfg.policy)
-    evaluation = Evaluation(world, protocol, bundle and bundle.net.to(cfg.device))
+    policy = bundle and in_context.NetLearner(bundle.net.to(cfg.device), world.states, bundle.statistics)
+    evaluation = Evaluation(world, protocol, policy)
     curves = evaluation.bandit() if isinstance(world, Bandit) else evaluation.episodes()
     write(Path(cfg.run.dir) / "curves.csv", curves)
     if evaluation.pictured:
@@ -65,29 +65,32 @@ def check(protocol, bundle, world, name):
     check_protocol(protocol, world)
     if bundle is None:
         return
-    if not isinstance(bundle.net, InContext):
-        raise DataError(f"{name} holds a {type(bundle.net).__name__}; worlds take what method=dpt makes")
-    if bundle.net.encoder is None and bundle.net.state_dim != world.state_dim:
+    if bundle.net.state_dim != world.state_dim:
         raise DataError(f"{name} takes observations of {bundle.net.state_dim} numbers, {type(world).__name__} shows"
                         f" {world.state_dim}; pretrain with data= of this world")  # fmt: skip
     if bundle.net.n_actions != world.n_actions:
         raise DataError(f"{name} chooses among {bundle.net.n_actions} actions, {type(world).__name__} has"
                         f" {world.n_actions}; pretrain with data= of this world")  # fmt: skip
-    most, longest = bundle.net.context, longest_context(protocol, world)
-    if bundle.net.positions is not None and longest > most:
+    if bundle.net.positions is not None:
+        fit(protocol, bundle.net.context, world, name)
+
+
+def fit(protocol, most, world, name):
+    """Leaves out of a protocol how contexts grow beyond `most` transitions, and says so; DataError if that is all."""
+    longest = protocol["rounds"] if isinstance(world, Bandit) else protocol["context"]
+    if longest > most:
         raise DataError(
             f"{name} has positions for {most} transitions, contexts of this protocol grow to {longest}; shorten"
             " task.protocol, or pretrain with longer ones or method.net.positions=none"
         )
-
-
-def longest_context(protocol, world):
-    """Transitions of the longest context that a protocol makes."""
-    if isinstance(world, Bandit):
-        return protocol["rounds"]
-    episodes = [protocol["episodes"] if mode["context"] == "all" else 1 + (mode["update"] == "step")
-                for mode in protocol["online"]]  # fmt: skip
-    return max(protocol["context"], world.horizon * max(episodes, default=0))
+    for mode in list(protocol.get("online", ())):
+        episodes = protocol["episodes"] if mode["context"] == "all" else 1 + (mode["update"] == "step")
+        if world.horizon * episodes > most:
+            protocol["online"].remove(mode)
+            log.warning(
+                "%s has positions for %d transitions: left out %s, whose contexts grow to %d; with"
+                " method.net.positions=none there is no limit", name, most, mode, world.horizon * episodes,
+            )  # fmt: skip
 
 
 def check_protocol(protocol, world):
@@ -106,8 +109,8 @@ def check_protocol(protocol, world):
 class Evaluation:
     """One world, one protocol; `numbers` collects what was measured, curves are [(figure, who, x, mean, sem)]."""
 
-    def __init__(self, world, protocol, net=None):
-        self.world, self.protocol, self.net, self.numbers, self.pictured = world, protocol, net, {}, None
+    def __init__(self, world, protocol, policy=None):
+        self.world, self.protocol, self.policy, self.numbers, self.pictured = world, protocol, policy, {}, None
         self.generator = torch.Generator().manual_seed(protocol["seed"])
         self.tasks = world.draw(protocol["tasks"], self.generator, protocol["split"])
 
@@ -118,7 +121,7 @@ class Evaluation:
         protocol, rounds, curves = self.protocol, self.protocol["rounds"], []
         lengths = sorted({n for n in protocol["lengths"] if n <= protocol["rounds"]})
         context = self.world.context(self.tasks, max(lengths), self.generator)
-        at = [n for n in protocol["report"] if n <= rounds]
+        at = [n for n in protocol["report"] if 1 <= n <= rounds]
         for who, learner in self.contenders("online").items():
             lost = self.played(who, learner, in_context.bandit_online, rounds)
             regret = lost.cumsum(1)
@@ -132,10 +135,9 @@ class Evaluation:
 
     def distance(self, context, lengths):
         """How far the policy's distribution over actions is from the exact posterior's, where there is one."""
-        if self.net is None or not posteriors.known(self.world):
+        if self.policy is None or not posteriors.known(self.world):
             return []
-        learner = self.contenders("offline")["policy"]
-        found = self.played("policy", learner, in_context.to_posterior, context, [0, *lengths])
+        found = self.played("policy", self.policy, in_context.to_posterior, context, [0, *lengths])
         self.say("posterior", "policy", "distance", [0, *lengths], found)
         return points("total variation to the exact posterior", "policy", [0, *lengths], found)
 
@@ -144,7 +146,7 @@ class Evaluation:
     def episodes(self):
         """Returns online, by how the context grows; and on given contexts, by whether they show the goal."""
         protocol, curves = self.protocol, []
-        at = [n for n in protocol["report"] if n <= protocol["episodes"]]
+        at = [n for n in protocol["report"] if 1 <= n <= protocol["episodes"]]
         for mode in protocol["online"]:
             figure = f"online, context {mode['context']}, update per {mode['update']}"
             for who, learner in self.contenders("online").items():
@@ -159,15 +161,17 @@ class Evaluation:
         n = self.protocol["context"]
         context = self.world.context(self.tasks, n, self.generator)
         seen = (context[REWARD] > 0).any(1)
-        self.numbers["evaluate/offline/goal_seen"] = float(seen.float().mean())
-        if self.net is not None and isinstance(self.world, DarkRoom):
-            self.pictured = picture(self.world, self.net, self.tasks, context, int(seen.int().argmax()))
+        parts = (("seen", seen), ("unseen", ~seen)) if "goal" in self.tasks else ()
+        if parts:
+            self.numbers["evaluate/offline/goal_seen"] = float(seen.float().mean())
+        if self.policy is not None and isinstance(self.world, DarkRoom):
+            self.pictured = picture(self.world, self.policy, self.tasks, context, int(seen.int().argmax()))
         for who, learner in self.contenders("offline").items():
             for greedy in (False, True):
                 returns = self.played(who, learner, in_context.offline, context, greedy=greedy)
                 name = f"offline/{'greedy' if greedy else 'sampled'}"
                 self.say(name, who, "return", [n], returns[:, None])
-                for label, rows in (("seen", seen), ("unseen", ~seen)):
+                for label, rows in parts:
                     if rows.any():
                         self.numbers[f"evaluate/{name}/{who}/return_goal_{label}"] = float(returns[rows].mean())
         return self.distance(context, [m for m in PREFIXES if m < n] + [n])
@@ -176,7 +180,7 @@ class Evaluation:
 
     def contenders(self, kind):
         """{name: learner}: the policy, if there is one, and its rivals of that kind (online | offline)."""
-        found = {} if self.net is None else {"policy": in_context.NetLearner(self.net, self.world.states)}
+        found = {} if self.policy is None else {"policy": self.policy}
         return found | rivals(self.world, self.tasks, kind)
 
     def played(self, who, learner, play, *given, **options):
@@ -228,10 +232,9 @@ def rivals(world, tasks, kind):
     return found | {"uniform": learners.Uniform(a), "optimal": learners.Optimal(world, tasks)}
 
 
-def picture(world, net, tasks, context, row):
+def picture(world, learner, tasks, context, row):
     """The most probable action of every cell in one task, on its context, as policy.json has it."""
     cells, seen = world.states, {name: value[row : row + 1] for name, value in context.items()}
-    learner = in_context.NetLearner(net)
     repeated = {name: value.expand(len(cells), *value.shape[1:]) for name, value in seen.items()}
     known = learner.observe(learner.start(len(cells)), repeated)
     actions = learner.act(known, cells, None, greedy=True)

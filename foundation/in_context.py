@@ -12,6 +12,7 @@ from tqdm import tqdm
 from foundation import posteriors
 from foundation.learners import Learner
 from pipelines.schema import ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, DataError
+from pipelines.trajectory_windows import Normalizer
 
 TOKENS = 1 << 18  # in a forward pass: bounds memory to some hundred MB
 
@@ -19,12 +20,18 @@ TOKENS = 1 << 18  # in a forward pass: bounds memory to some hundred MB
 class NetLearner(Learner):
     """`net`: a models.in_context.InContext. states: float32 [S s], all observations there are; None = too many.
 
+    statistics: of the net's hub folder; what it sees is normalised and its rewards are divided as in training.
+
     A state's memory grows in place: after `observe`, only the state that came out of it may be used.
     """
 
-    def __init__(self, net, states=None):
-        self.net, self.device = net.eval(), net.head.weight.device
-        self.states = None if states is None else states.to(self.device)
+    def __init__(self, net, states=None, statistics=None):
+        self.net, self.device, statistics = net.eval(), net.head.weight.device, statistics or {}
+        self.normalizer = Normalizer.from_dict(statistics) if "state_mean" in statistics else None
+        self.scale = float(statistics.get("returns_scale", 1.0))
+        if self.normalizer is not None and self.normalizer.by:
+            raise DataError("a policy with statistics per task cannot play a world, whose tasks have no names")
+        self.states = None if states is None else self._seen(states)
         self.constant = states is not None and len(states) == 1
 
     @torch.no_grad()
@@ -40,7 +47,11 @@ class NetLearner(Learner):
             return state
         if not torch.isfinite(transitions[REWARD]).all():
             raise DataError("a context holds rewards that are no finite numbers; leave such transitions out")
-        transitions = {name: value.to(self.device) for name, value in transitions.items()}
+        transitions = {
+            OBSERVATION: self._seen(transitions[OBSERVATION]), ACTION: transitions[ACTION].to(self.device),
+            REWARD: transitions[REWARD].to(self.device) / self.scale,
+            NEXT_OBSERVATION: self._seen(transitions[NEXT_OBSERVATION]),
+        }  # fmt: skip
         if "memory" in state:
             latent, memory = self.net.read(state["memory"], transitions)
             return {"memory": memory, **({"latent": latent[:, -1]} if "latent" in state else {})}
@@ -52,7 +63,13 @@ class NetLearner(Learner):
     @torch.no_grad()
     def distribution(self, state, observation):
         """Over the action for each observation [b s], [b], on the CPU, where the tasks are."""
-        return self._distribution(state, observation.to(self.device)).cpu()
+        return self._distribution(state, self._seen(observation)).cpu()
+
+    def _seen(self, observation):
+        """As the network takes them."""
+        if self.normalizer is not None:
+            observation = torch.from_numpy(self.normalizer(observation.numpy()))
+        return observation.to(self.device)
 
     def _distribution(self, state, observation):
         net = self.net

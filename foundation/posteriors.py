@@ -153,7 +153,12 @@ class HypothesisPosterior(Learner):
 
 
 def known(world):
-    """Whether `floor` is: the prior is U(low, high) means of independent arms, or a finite list of tasks."""
+    """Whether `floor` is: the prior is U(low, high) means of independent arms, or a finite list of tasks.
+
+    Not of contexts whose actions themselves tell about the task, as those of a learning history do.
+    """
+    if "history" in getattr(world, "contexts", ()):
+        return False
     return hasattr(world, "log_likelihood") or world.hypotheses() is not None
 
 

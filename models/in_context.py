@@ -222,6 +222,11 @@ class InContext(nn.Module):
         if self.query == "first":
             return {name: torch.cat([kept[name], new[name]], 1) if kept[name].shape[1] else new[name] for name in kept}
         place = (visible.sum(1, keepdim=True) - 1).clamp(min=0)  # where an episode begins nobody looks at the new one
+        if self.positions is not None and place.max() >= self.context:
+            raise ValueError(
+                f"{int(place.max()) + 1} transitions: this policy was trained on {self.context}; shorten the episodes,"
+                " or train it with method.net.positions=none"
+            )
         _, memory = self.read(self._memory(kept), new, visible, place)
         return dict(zip(self.caches, (tensor for pair in memory for tensor in pair), strict=True))
 

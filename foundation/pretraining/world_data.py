@@ -1,6 +1,6 @@
 """Tasks drawn from a world -> batches of contexts, queries and optimal actions, as a LightningDataModule.
 
-Nothing is stored: a batch is a pure function of (seed, step), and no task is seen twice.
+Nothing is stored: a batch is a pure function of (seed, step), its tasks and contexts are drawn from the world.
 """
 
 from collections import Counter
@@ -39,6 +39,9 @@ class WorldData(L.LightningDataModule):
         self.longest = max(self.lengths.values())
         self.frames = sum(self.rows(step) * self.length_at(step) for step in range(steps))
         self.validation = Batches(self, (0, HELD_OUT), "heldout", validation)
+        kinds = world.get("contexts")
+        several = not isinstance(kinds, str | None)
+        self.world_of_validation = made({**world, "contexts": kinds[0]}) if several else self.world
 
     def length_at(self, step):
         """Transitions in the contexts of a batch."""
@@ -72,6 +75,8 @@ class WorldData(L.LightningDataModule):
     def setup(self, stage):
         """DataError where the network of init= does not fit the world."""
         net = self.trainer.lightning_module.net
+        if not hasattr(net, "query"):
+            raise DataError(f"a {type(net).__name__} does not learn from contexts, which data= draws; use method=dpt")
         self.one_query = net.query == "first"
         for name in ("state_dim", "n_actions"):
             ours, theirs = getattr(net, name), getattr(self.world, name)
@@ -98,7 +103,8 @@ class Batches(Dataset):
     """Item t = batch t: a context as a trajectory's [b n ...], QUERY [b k s], PLACE int64 [p], TARGET [b p].
 
     One state is asked about after each of p numbers of transitions (k = 1), or p states, one after each (k = p). Of
-    validation there is one batch, of so many held-out tasks, with FLOOR [b p] where the world knows its posterior.
+    validation there is one batch, of so many held-out tasks, with FLOOR [b p] where the world knows its posterior; of
+    several kinds of contexts it has the first.
     """
 
     def __init__(self, data, key, split, held_out=None, rank=0, world_size=1):
@@ -124,10 +130,11 @@ class Batches(Dataset):
     def _held_out(self):
         data, generator = self.data, torch.Generator().manual_seed(seed_of(*self.key))
         place = torch.linspace(0, data.longest, min(33, data.longest + 1)).round().long()
-        batch, tasks = draw(data.world, self.held_out, data.longest, place, 1, generator, self.split)
+        world = data.world_of_validation
+        batch, tasks = draw(world, self.held_out, data.longest, place, 1, generator, self.split)
         query = batch[schema.QUERY]
-        if posteriors.known(data.world):
-            batch[schema.FLOOR], _ = posteriors.floor(data.world, tasks, batch, query, place.tolist())
+        if posteriors.known(world):
+            batch[schema.FLOOR], _ = posteriors.floor(world, tasks, batch, query, place.tolist())
         batch[schema.QUERY] = query if data.one_query else query.expand(-1, len(place), -1)
         return batch
 

@@ -10,7 +10,8 @@ from foundation import evaluate, pretrain
 from foundation.envs.bandits import GaussianBandit, LinearBandit
 from foundation.envs.dark_room import DarkRoom
 from foundation.envs.recovering_bandit import RecoveringBandit
-from foundation.evaluate_worlds import Evaluation, longest_context, picture, rivals, spread
+from foundation.evaluate_worlds import Evaluation, fit, picture, rivals, spread
+from foundation.in_context import NetLearner
 from models.in_context import InContext
 from pipelines.schema import DataError
 from tests.foundation.in_context import generator
@@ -103,7 +104,7 @@ def test_the_pictured_moves_are_those_of_the_network(permuted):
     torch.manual_seed(0)
     net, tasks = shaken(InContext(2, n_actions=5, context=6, width=8, layers=1)).eval(), world.draw(4, generator())
     context = world.context(tasks, 6, generator(1))
-    drawn = picture(world, net, tasks, context, 2)
+    drawn = picture(world, NetLearner(net), tasks, context, 2)
     seen = {name: value[2:3] for name, value in context.items()}
     for cell, move in zip(drawn["cells"], drawn["moves"], strict=True):
         query = torch.tensor([[cell]])
@@ -128,12 +129,29 @@ def test_standard_errors_by_hand():
     assert mean.tolist() == [2, 5] and sem.tolist() == [1, 0]
 
 
-def test_the_longest_context_of_a_protocol():
-    room = DarkRoom(horizon=10)
-    for modes, expected in ((MODES[:1], 15), (MODES, 40), ([("last", "step")], 20)):
+def test_contexts_beyond_the_positions_are_left_out(caplog):
+    room, modes = DarkRoom(horizon=10), [*MODES, ("last", "step")]
+    for most, left in ((39, [0, 2]), (40, [0, 1, 2]), (19, [0])):
         online = [{"context": context, "update": update} for context, update in modes]
-        assert longest_context({"episodes": 4, "context": 15, "online": online}, room) == expected
-    assert longest_context({"rounds": 7}, GaussianBandit()) == 7
+        protocol = {"episodes": 4, "context": 15, "online": list(online)}
+        fit(protocol, most, room, "it")
+        assert protocol["online"] == [online[i] for i in left]
+    assert "contexts grow to 40" in caplog.text
+    with pytest.raises(DataError, match="grow to 15"):
+        fit(protocol, 14, room, "it")
+
+
+def test_shards_in_other_units_are_played_in_them(tmp_path):
+    world, torch_net = GaussianBandit(), InContext(1, n_actions=5, query="last", positions="none", width=8, layers=1)
+    net, scale = shaken(torch_net).eval(), 2.0
+    statistics = {"state_mean": [0.5], "state_std": [0.25], "returns_scale": scale}
+    context = world.context(world.draw(3, generator()), 4, generator(1))
+    theirs = {name: (value - 0.5) / 0.25 if "observation" in name else value for name, value in context.items()}
+    theirs["reward"] = context["reward"] / scale
+    learner, plain = NetLearner(net, world.states, statistics), NetLearner(net)
+    said = learner.distribution(learner.observe(learner.start(3), context), torch.ones(3, 1))
+    wanted = plain.distribution(plain.observe(plain.start(3), theirs), torch.full((3, 1), 2.0))
+    assert torch.allclose(said.log_probs, wanted.log_probs, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -162,5 +180,5 @@ def test_ways_to_play_online_have_names(mode, tmp_path):
 
 def test_a_policy_of_another_kind_is_refused(init_for, tmp_path):
     other = init_for(config("pretrain", "method=l2m"))[0].removeprefix("init=")  # an MDDT
-    with pytest.raises(DataError, match="worlds take what method=dpt makes"):
+    with pytest.raises(DataError, match="trained with state_dim=3, the task bandit has 1"):
         play(tmp_path / "play", *BANDIT, f"policy={other}", "episodes=4")
