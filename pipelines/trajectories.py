@@ -125,7 +125,7 @@ class Trajectories:
     spaces: Spaces
     fps: float
     optimal_action: np.ndarray | None = None  # as action; None unless every episode has it
-    next_observation: np.ndarray | None = None  # float32 [N s]; None unless every episode has it
+    next_observation: np.ndarray | None = None  # float32 [N s]; None unless any episode has it
 
     @classmethod
     def load(cls, root, where=None, on_damage="stop"):
@@ -204,9 +204,19 @@ class Trajectories:
 
 
 def joined(samples):
-    """Arrays of episodes one after another, those of OPTIONAL that all of them have included."""
+    """Arrays of episodes one after another, those of OPTIONAL that all of them have included.
+
+    Where some say what each action led to, in the others that is the observation after it.
+    """
+    if any(schema.NEXT_OBSERVATION in arrays for arrays in samples):
+        samples = [{schema.NEXT_OBSERVATION: after(arrays), **arrays} for arrays in samples]
     names = [*STEPWISE, *(name for name in OPTIONAL if all(name in arrays for arrays in samples))]
     return {name: np.concatenate([arrays[name] for arrays in samples]) for name in names}
+
+
+def after(arrays):
+    """The observations after those of an episode, [t s]."""
+    return np.concatenate([arrays[schema.OBSERVATION][1:], arrays[schema.FINAL_OBSERVATION][None]])
 
 
 def has_tags(meta, where):

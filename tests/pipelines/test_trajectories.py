@@ -89,9 +89,9 @@ def test_optional_arrays_are_kept_where_every_episode_has_them(tmp_path):
     parts = [episode(4, 0), episode(3, 1)]
     parts[0] |= {"optimal_action": np.tile([[1.0, 4.0]], (4, 1)), "next_observation": np.full((4, 3), 7.0)}
     mixed = Trajectories.load(write(tmp_path / "mixed", [(part, {"n": i}) for i, part in enumerate(parts)]))
-    assert mixed.optimal_action is None and mixed.next_observation is None
-    np.testing.assert_array_equal(mixed.following(np.array([2, 3, 6])),
-                                  [mixed.observation[3], *mixed.final_observation])  # fmt: skip
+    assert mixed.optimal_action is None
+    np.testing.assert_array_equal(mixed.following(np.array([2, 3, 4, 6])),  # in the second, what was observed next
+                                  [[7] * 3, [7] * 3, mixed.observation[5], mixed.final_observation[1]])  # fmt: skip
     data = Trajectories.load(tmp_path / "mixed", {"n": 0}).select([0, 0])
     np.testing.assert_array_equal(data.optimal_action, np.ones((8, 2)))  # in the unit box, as actions are
     assert (data.following(np.arange(8)) == 7).all() and data.optimal_action.dtype == np.float32
