@@ -155,11 +155,7 @@ class Environments:
         outcome = Outcome(
             np.array(reward, np.float32), np.array(terminated), np.array(truncated), [e for e in finished if e]
         )
-        led = [slot.following for slot in (self.slots if slots is None else slots)]
-        if any(one is not None for one in led):
-            led = np.stack([shown if one is None else one for shown, one in zip(observation, led, strict=True)])
-        else:
-            led = None
+        led = following(self.slots if slots is None else slots, observation)
         return outcome, Frame(np.stack(observation), np.array(first), ~done, outcome.reward, led)
 
     def state_dict(self):
@@ -170,12 +166,21 @@ class Environments:
         observation = np.stack(self.map(Slot.load_state_dict, self.slots, state["slots"]))
         first = np.array([not slot.actions for slot in self.slots])
         reward = np.array([slot.reward for slot in self.slots], np.float32)
-        return Frame(observation, first, np.array([not slot.done for slot in self.slots]), reward)
+        mask = np.array([not slot.done for slot in self.slots])
+        return Frame(observation, first, mask, reward, following(self.slots, observation))
 
     def close(self):
         """Ends the threads; the environments belong to whoever made them."""
         if self.pool:
             self.pool.shutdown()
+
+
+def following(slots, observation):
+    """What the latest actions led to, float32 [b s], where that is not all in the b observations; else None."""
+    if all(slot.following is None for slot in slots):
+        return None
+    led = zip(slots, observation, strict=True)
+    return np.stack([shown if slot.following is None else slot.following for slot, shown in led])
 
 
 def to_environment(codec, joint):
@@ -290,8 +295,8 @@ class Passes(IterableDataset):
 class OnPolicy(Passes):
     """Minibatches of fresh experience: rollout, then `epochs` passes over it in `minibatches` groups of environments.
 
-    `agent.policy` acts, `agent.annotate(chunk, groups)` adds what it trains on,
-    both in the context `agent.precision()`.
+    `agent.policy` acts, `agent.annotate(chunk, groups)` adds what it trains on, both in the context
+    `agent.precision()`.
     """
 
     def __init__(self, agent, rollout, iterations, chunk, epochs, minibatches, seed):

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from foundation.envs.dark_room import DarkRoom
+from foundation.envs.world_env import WorldEnv
 from foundation.rollout import (
     SEEDS,
     Environments,
@@ -125,6 +127,18 @@ def test_state_dict_resumes_the_very_frames():
     resumed.load_state_dict(saved)
     a, b = straight.collect(policy, 12)[0], resumed.collect(policy, 12)[0]
     assert all(torch.equal(a[name], b[name]) for name in (OBSERVATION, ACTION, REWARD, FIRST, MASK))
+
+
+def test_resuming_knows_what_the_last_action_led_to():
+    rooms = [[WorldEnv(DarkRoom(size=3, horizon=2), episodes=3) for _ in range(2)] for _ in range(2)]
+    straight, resumed = (Environments(envs, lambda i, e: training_seed(0, i, e)) for envs in rooms)
+    assert straight.reset().following is None
+    for action in (0, 0):
+        _, frame = straight.step([action] * 2)
+    again = resumed.load_state_dict(straight.state_dict())
+    assert (frame.observation == 0).all() and frame.following.tolist() == [[2, 0]] * 2  # an inner episode's end
+    for name, value in vars(frame).items():
+        np.testing.assert_array_equal(getattr(again, name), value, err_msg=name)
 
 
 def test_take_reads_nested_rows():
