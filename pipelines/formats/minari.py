@@ -12,7 +12,16 @@ import numpy as np
 
 from pipelines.formats.episodes import FormatError, box, finish, scalars, vectors
 from pipelines.formats.hdf5 import column, find, library, opened, whole
-from pipelines.schema import ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, TERMINATED, TRUNCATED, DataError
+from pipelines.schema import (
+    ACTION,
+    NEXT_OBSERVATION,
+    OBSERVATION,
+    OPTIMAL_ACTION,
+    REWARD,
+    TERMINATED,
+    TRUNCATED,
+    DataError,
+)
 from pipelines.trajectories import OPTIONAL, Spaces
 from pipelines.untrusted import parse_json, read_json
 
@@ -121,14 +130,18 @@ def episode(group, leaves, action, options, tags, fps):
         raise FormatError("space", f"actions of type {action['type']}, shape {list(taken.shape)}; expected vectors")
     made = finish(columns, spaces, options, {**tags, **tags_of(group)}, fps, known=True)
     if not isinstance(made, FormatError):
-        made.arrays |= ours(group)
+        made.arrays |= ours(group, made.arrays)
     return made
 
 
-def ours(group):
-    """Arrays of an episode that we exported, for which Minari has no place but the infos."""
+def ours(group, arrays):
+    """Arrays of an episode that we exported, for which Minari has no place but the infos.
+
+    Others may call theirs so too, with a row for the reset: only what has the shape of its kind is taken.
+    """
+    like = {OPTIMAL_ACTION: arrays[ACTION].shape, NEXT_OBSERVATION: arrays[OBSERVATION].shape}
     nodes = {name: column(group, "infos", name, optional=True) for name in OPTIONAL}
-    return {name: whole(node) for name, node in nodes.items() if node is not None}
+    return {name: whole(node) for name, node in nodes.items() if node is not None and node.shape == like[name]}
 
 
 def tags_of(group):

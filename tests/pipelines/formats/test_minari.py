@@ -78,7 +78,10 @@ def maze(tmp_path):
         EpisodeBuffer(
             seed=7 + i, observations={**states, "picture": np.zeros((6, 8, 8, 3), np.uint8)}, rewards=np.ones(5),
             actions=generator.uniform(-1, 1, (5, 2)), terminations=np.zeros(5, bool), truncations=np.arange(5) == 4,
-            infos={"success": np.arange(6) > 3 + 3 * i},
+            infos={  # a row for the reset too, so that what is called as ours is not
+                "success": np.arange(6) > 3 + 3 * i, "optimal_action": np.zeros((6, 2)),
+                "next_observation": np.zeros((6, 6)),
+            },
         )
         for i in range(2)
     ])  # fmt: skip
@@ -97,7 +100,7 @@ def test_minari_dict_observations_are_joined_from_the_parts_asked_for(maze, tmp_
         {"task": "maze-v0", "seed": 7, "success": True},
         {"task": "maze-v0", "seed": 8, "success": False},
     )
-    assert data.fps == 50
+    assert data.fps == 50 and data.optimal_action is None and data.next_observation is None
     with pytest.raises(DataError, match="no episode was read"):
         run(root, tmp_path / "all", format="minari")
     assert "observation=[...]" in (tmp_path / "all" / "rejected.jsonl").read_text()
