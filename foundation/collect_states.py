@@ -33,6 +33,8 @@ from pipelines.shards import ShardWriter
 from pipelines.trajectories import write_episode
 
 CODE_VERSION = 2  # of what turns the same settings into other bytes
+WORLDS_VERSION = 1  # the same, of worlds alone
+NOISE = 0.3  # of states.noise=null
 SEEDS = 1 << 30  # seeds of episodes are below; those of evaluations, in foundation.rollout, are not
 ENVIRONMENTS = 4  # that a process keeps; building one costs as much as a hundred steps
 SAMPLES_PER_SHARD = 1024
@@ -52,6 +54,8 @@ class Job:
         """What the stored bytes depend on."""
         tasks = {task["name"]: task["env"] for task in self.tasks}
         found = {"version": CODE_VERSION, "tasks": tasks, "collection": self.collection, "seed": self.seed}
+        if any("world" in task["env"] for task in self.tasks):
+            found["worlds"] = WORLDS_VERSION
         if played_by_policy(self.collection):
             found["policy"] = loaded(self.collection["policy"]).sha256
         return found
@@ -109,6 +113,11 @@ def make_job(cfg, tasks):
         raise DataError(f"states.length={values['length']}: expected at least 1, or null")
     if values["behaviour"] == CONTEXT and not all("world" in task["env"] for task in tasks):
         raise DataError("states.behaviour=context is for worlds, such as task=dark_room; others are played")
+    if values["behaviour"] != CONTEXT and values["length"] is not None:
+        raise DataError(f"states.length={values['length']} is for states.behaviour=context; set task.env's own length")
+    if ignored := [name for name in ("scale", "noise") if values["behaviour"] == CONTEXT and values[name] is not None]:
+        raise DataError(f"states.{ignored[0]} changes how episodes are played; states.behaviour=context plays none")
+    values["noise"] = NOISE if values["noise"] is None else values["noise"]
     if played_by_policy(values):
         loaded.cache_clear()  # there may be another one at the same place
         for task in tasks:  # before the first worker plays
@@ -191,7 +200,8 @@ def played(env, variant, seed, rng, task, values):
     """(arrays, success or None, further tags) of an episode, or of a world's context."""
     if variant.behaviour != CONTEXT:
         behaviour = Behaviour(env, variant, rng, values["policy"], values.get("target"))
-        return *play(env, behaviour, seed, values["label"], values["stop_after"]), {}
+        arrays, success = play(env, behaviour, seed, values["label"], values["stop_after"])
+        return arrays, success, {"unknown": env.unknown()} if "world" in task["env"] else {}
     arrays, unknown = env.context(seed, values["length"])
     tags = {"world": task["env"]["world"], "split": env.split, "ordered": env.world.ordered, "unknown": unknown}
     return arrays, None, tags

@@ -69,7 +69,6 @@ class GaussianBandit(Bandit):
     def __init__(self, arms=5, noise=0.3, horizon=500, low=0.0, high=1.0, contexts="pulls"):
         super().__init__(arms, horizon)
         self.contexts = worlds.kinds_of(contexts, ("pulls", "thompson"))
-        self.ordered = "thompson" in self.contexts
         if not (noise > 0 and low < high):
             raise DataError(f"noise={noise}, low={low}, high={high}: expected noise above 0 and low < high")
         self.noise, self.low, self.high = float(noise), float(low), float(high)

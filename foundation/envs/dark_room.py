@@ -27,7 +27,6 @@ class DarkRoom(World):
         at_least(1, horizon=horizon)
         self.size, self.horizon, self.permuted = int(size), int(horizon), bool(permuted)
         self.contexts = kinds_of(contexts)
-        self.ordered = "history" in self.contexts
         cells = list(product(range(self.size), repeat=2))  # row-major
         self.states = torch.tensor(cells, dtype=torch.float32)
         self.unknown = shuffled_split(list(permutations(range(5))) if permuted else cells)

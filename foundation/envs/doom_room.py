@@ -40,7 +40,6 @@ class DoomRoom(World):
         if cells % 2 == 0:
             raise DataError(f"cells={cells}: expected an odd number, so that there is a middle")
         self.cells, self.horizon, self.contexts = int(cells), int(horizon), worlds.kinds_of(contexts)
-        self.ordered = "history" in self.contexts
         poses = torch.tensor([(x, y, h) for x, y in product(range(cells), repeat=2) for h in range(len(HEADINGS))])
         self.place, self.heading = poses[:, :2], poses[:, 2]
         ways = torch.tensor(HEADINGS)

@@ -29,6 +29,7 @@ class GridWorld(World):
     """
 
     state_dim, n_actions = 4, 3
+    defining = ("goal", "openings")
 
     def __init__(self, size=9, horizon=50, walls="empty", contexts="iid"):
         at_least(4 if walls == "empty" else 5, size=size)
@@ -38,7 +39,6 @@ class GridWorld(World):
             raise DataError(f"size={size}: four equal rooms need an odd size, such as {size + 1}")
         self.size, self.horizon, self.middle = int(size), int(horizon), int(size) // 2
         self.contexts = worlds.kinds_of(contexts)
-        self.ordered = "history" in self.contexts
         cells = list(product(range(1, self.size - 1), repeat=2))
         self.states = torch.tensor([(*cell, *way) for cell in cells for way in HEADINGS], dtype=torch.float32)
         self.goals = worlds.shuffled_split([c for c in cells if walls == "empty" or self.middle not in c])

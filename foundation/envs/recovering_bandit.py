@@ -28,6 +28,8 @@ class RecoveringBandit(World):
     in each of `states`, and what that policy brings per round.
     """
 
+    defining = ("recovery",)
+
     def __init__(self, arms=3, cap=6, noise=0.3, horizon=200, low=0.0, high=1.0):
         at_least(2, arms=arms)
         at_least(1, cap=cap, horizon=horizon)

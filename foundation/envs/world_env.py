@@ -68,7 +68,12 @@ class WorldEnv(StateEnv):
         arrays = {name: value[0].numpy() for name, value in {**found, OPTIMAL_ACTION: label}.items()}
         arrays |= {TERMINATED: np.zeros(n, bool), TRUNCATED: np.arange(n) == n - 1}
         arrays[FINAL_OBSERVATION] = arrays[NEXT_OBSERVATION][-1]
-        return arrays, {name: value[0].tolist() for name, value in tasks.items()}
+        return arrays, self.unknown(tasks)
+
+    def unknown(self, tasks=None):
+        """What a task is, None = the one at hand: plain values by name."""
+        tasks = self.tasks if tasks is None else tasks
+        return {name: tasks[name][0].tolist() for name in self.world.defining or tasks}
 
     def scripted(self):
         """observation -> the label of the task at hand, whichever that is when it is asked."""

@@ -5,6 +5,8 @@ any of them. All randomness comes from the torch.Generator at hand, so equal gen
 and tensors live on the generator's device. Axes: b tasks, n transitions, k queries, s numbers of an observation.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -12,6 +14,7 @@ from pipelines.schema import ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, Data
 
 SPLITS = ("train", "heldout")
 CONTEXTS = ("iid", "random_walk", "history")
+ADAPTIVE = {"history", "thompson"}  # what is done depends on what came before
 
 
 class World:
@@ -23,7 +26,13 @@ class World:
     action_dim = 1
     horizon: int  # steps of an episode; of bandits: rounds
     states = None  # float32 [S s] every observation there is, where that is a short list
-    ordered = False  # True: contexts were collected adaptively; their order must be kept, and only prefixes cut
+    contexts = ()  # kinds of contexts that were asked for, where there is a choice
+    defining = None  # names in `tasks` of what a task is, where the others follow from these; None: all
+
+    @property
+    def ordered(self):
+        """Whether contexts are collected adaptively: their order must be kept, and only prefixes cut."""
+        return not ADAPTIVE.isdisjoint(self.contexts)
 
     def hypotheses(self, split=None):
         """All tasks of a finite family (or of a split of it), equally probable: {name: [m ...]}; None: no such list."""
@@ -171,7 +180,9 @@ def checked(name, value, allowed):
 
 def kinds_of(contexts, allowed=CONTEXTS):
     """The kinds of contexts that an option names, one or several, as a tuple; DataError for another word."""
-    several = [contexts] if isinstance(contexts, str) else contexts
+    several = contexts if isinstance(contexts, Sequence) and not isinstance(contexts, str) else [contexts]
+    if not several:
+        raise DataError(f"contexts=[]: expected one or several of {', '.join(allowed)}")
     return tuple(checked("contexts", kind, allowed) for kind in several)
 
 

@@ -160,6 +160,8 @@ def test_the_same_generator_gives_the_same_play():
         (lambda: DarkRoom(size=1), "size=1"),
         (lambda: DarkRoom(horizon=0), "horizon=0"),
         (lambda: DarkRoom(contexts="walk"), "iid or random_walk or history"),
+        (lambda: DarkRoom(contexts=[]), r"contexts=\[\]: expected one or several"),
+        (lambda: DarkRoom(contexts=None), "contexts=None: expected iid"),
         (lambda: DarkRoom().draw(2, generator(), "test"), "train or heldout"),
     ],
 )
