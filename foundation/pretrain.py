@@ -29,7 +29,8 @@ def main(cfg):
     method = plain(cfg.method)
     net_config = class_of(method).configured(data.derive(method["net"]), method, cfg.init)
     if cfg.init is not None and hasattr(data, "inherit"):
-        data.inherit(hub.load(cfg.init).statistics)
+        before = hub.load(cfg.init)
+        data.inherit(before.statistics, before.config)
     net, started = initial_net(net_config, cfg.init)
     net = net.to(memory_format=torch.channels_last)  # convolutions are faster so
     task = made(method, net=net)

@@ -39,8 +39,8 @@ class ContextData(TrajectoryData):
         self.world = world_of(data)
         tasks = np.array(["/".join(task_of(tags, self.by)) for tags in data.tags])
         names, held_out = np.unique(tasks), set(self.heldout)
-        if self.heldout and isinstance(validation, float):
-            raise DataError(f"data.heldout and data.validation={validation} both choose tasks; set one of them")
+        if self.heldout and validation is not None:
+            raise DataError(f"data.heldout and data.validation={validation} both say what validates; set one of them")
         if unknown := held_out - set(names):
             raise DataError(f"data.heldout: no tasks {sorted(unknown)}; there are {names[:60].tolist()}")
         if isinstance(validation, float):
@@ -66,7 +66,14 @@ class ContextData(TrajectoryData):
         self.dataset, self.validation = (data and Contexts(data, key, self, **self.made) for data, key in parts)
 
     def derive(self, net):
-        return super().derive({**net, "context": self.length if net.get("context") is None else net["context"]})
+        longest = max(1, self.length - 1)  # transitions before the last query
+        return super().derive({**net, "context": longest if net.get("context") is None else net["context"]})
+
+    def inherit(self, statistics, config=None):
+        theirs = (config or {}).get("world")
+        if self.world and theirs and not same_world(self.world, theirs):
+            raise DataError(f"the policy of init= was trained in {theirs}, data.train is of {self.world}")
+        super().inherit(statistics, config)
 
     def contract(self):
         return {**super().contract(), **({} if self.world is None else {"world": self.world})}
@@ -114,7 +121,7 @@ class Contexts(Dataset):
                 "not all of the episodes say what is optimal: collect them in an environment with a scripted player, or"
                 " imitate what was done, with data.target=action"
             )
-        if shuffle and (data.next_observation is None or any(tags.get("ordered") for tags in data.tags)):
+        if shuffle and (data.next_observation is None or any(tags.get("ordered", True) for tags in data.tags)):
             raise DataError(
                 "data.shuffle=true is for contexts of single transitions, which are independent; the order of these"
                 " steps says something"
@@ -126,6 +133,11 @@ class Contexts(Dataset):
         groups = {}
         for episode, tags in enumerate(data.tags):
             groups.setdefault(task_of(tags, owner.by), []).append(episode)
+        if mixed := [task for task, members in groups.items() if len({unknown(data.tags[e]) for e in members}) > 1]:
+            raise DataError(
+                f"data.by={list(owner.by)}: episodes of {'/'.join(mixed[0])} are of different tasks of a world, which"
+                " must not mix in a context; set data.by=[task,seed], or choose some of the episodes with data.where"
+            )
         self.members = [np.array(members) for members in groups.values()]  # episodes of each task
 
     def __len__(self):
@@ -198,6 +210,16 @@ def world_of(data):
         kinds = " and ".join(sorted(found)[:3])
         raise DataError(f"contexts of several worlds do not go together: {kinds}; choose some with data.where")
     return next(iter(found.values()))
+
+
+def same_world(one, other):
+    """Whether two configs are of the same world: what both say is equal, but for how contexts are made."""
+    return all(one[name] == other[name] for name in one.keys() & other.keys() - {"contexts"})
+
+
+def unknown(tags):
+    """Which task of a world an episode was, as text."""
+    return str(tags.get("unknown"))
 
 
 def task_of(tags, by):

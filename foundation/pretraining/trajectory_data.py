@@ -73,10 +73,11 @@ class TrajectoryData(L.LightningDataModule):
             parts.append(data and EpisodeWindows(data, normalizer=self.normalizer, scale=scale, **self.options))
         self.dataset, self.validation = parts
 
-    def inherit(self, statistics):
+    def inherit(self, statistics, config=None):
         """Goes on with the statistics of the policy that training starts from: it takes its inputs in their unit.
 
         Where they are kept per task, the tasks of the data that are new to it are added.
+        config: the policy's, for data that must fit more than the statistics.
         """
         before = Normalizer.from_dict(statistics) if "state_mean" in statistics else None
         theirs = (before and (before.by or "all"), statistics.get("returns_by"))

@@ -19,7 +19,7 @@ OPTIONS = {
 }  # fmt: skip
 
 
-def write_levers(root, tasks=6, episodes=5, steps=5, shown=1, **more):
+def write_levers(root, tasks=6, episodes=5, steps=5, shown=1, tagged=None, **more):
     """Task i pays for lever i % 3. State: [task, episode, step] * shown, the step after the last one included."""
     rng = np.random.default_rng(0)
     with ShardWriter(root) as writer:
@@ -32,7 +32,7 @@ def write_levers(root, tasks=6, episodes=5, steps=5, shown=1, **more):
                     "reward": action == task % LEVERS, "optimal_action": np.full(steps, task % LEVERS),
                     "terminated": np.zeros(steps, bool), "truncated": np.arange(steps) == steps - 1, **more,
                 }  # fmt: skip
-                tags = {"task": f"lever{task}", "half": episode // 3}
+                tags = {"task": f"lever{task}", "half": episode // 3, **(tagged or {})}
                 write_episode(writer, f"t{task}e{episode}", arrays, Spaces(3, 1, n_actions=LEVERS), 1.0, "here", tags)
     return root
 
@@ -106,13 +106,16 @@ def test_held_out_tasks_are_held_out_whole(levers):
 
 def test_single_transitions_are_shuffled_and_keep_what_they_led_to(tmp_path, levers):
     following = np.full((5, 3), 9.0)
-    data = made(write_levers(tmp_path, next_observation=following), shuffle=True, length=5, cut=0.0)
+    independent = write_levers(tmp_path / "own", next_observation=following, tagged={"ordered": False})
+    data = made(independent, shuffle=True, length=5, cut=0.0)
     batch = data.dataset[0]
     assert (batch["next_observation"] == 9).all()
     steps = columns(batch)[2]
     assert (steps.sort(1).values == torch.arange(5)).all() and not (steps == torch.arange(5)).all()
     with pytest.raises(DataError, match="independent"):
         made(levers, shuffle=True)
+    with pytest.raises(DataError, match="order of these"):  # nobody said that they are independent
+        made(write_levers(tmp_path / "played", next_observation=following), shuffle=True)
 
 
 def test_with_the_query_first_the_last_state_is_asked_about(levers):
@@ -129,13 +132,21 @@ def test_with_the_query_first_the_last_state_is_asked_about(levers):
     [
         ({"target": "best"}, "optimal"), ({"order": "sorted"}, "recorded"), ({"normalise": "task"}, "all"),
         ({"length": 0}, "at least 1"), ({"cut": 2}, "0..1"), ({"heldout": ["lever9"]}, "lever0"),
-        ({"heldout": ["lever1"], "validation": 0.5}, "set one"), ({"validation": 0.99}, "leave one part empty"),
+        ({"heldout": ["lever1"], "validation": 0.5}, "set one"),
+        ({"heldout": ["lever1"], "validation": "folder"}, "set one"), ({"validation": 0.99}, "leave one part empty"),
         ({"by": "map"}, "no tag 'map'"),
     ],
 )  # fmt: skip
 def test_bad_settings_say_what_to_do(levers, changes, message):
     with pytest.raises(DataError, match=message):
         made(levers, **changes)
+
+
+def test_positions_are_those_that_are_trained(levers):
+    for length, context in ((12, 11), (1, 1)):
+        data = made(levers, length=length)
+        assert data.derive({"context": None})["context"] == context
+        assert data.derive({"context": 50})["context"] == 50
 
 
 def test_without_optimal_actions_what_was_done_is_learned(tmp_path):
