@@ -21,11 +21,14 @@ from foundation.envs.bandits import Bandit, LinearBandit
 from foundation.envs.dark_room import DarkRoom
 from foundation.envs.recovering_bandit import RecoveringBandit, best_periodic
 from foundation.envs.world_env import WorldEnv
+from foundation.envs.worlds import differences
 from foundation.training import made
 from pipelines import construct
 from pipelines.schema import REWARD, DataError
 
 PREFIXES = (1, 2, 5, 10, 20, 50, 100, 200, 500)  # of a context, at which the distance to the posterior is measured
+MODES = [{"context": context, "update": update} for context in ("all", "last") for update in ("episode", "step")]
+IDLE = {"memory": "episode", "cache": "exact", "target": None, "greedy": None, "video": 0}
 ROWS = 500  # tasks that a network plays at once
 log = logging.getLogger("foundation-policy")
 
@@ -33,7 +36,7 @@ log = logging.getLogger("foundation-policy")
 def is_world(task):
     """Whether a task (its mapping) is a world with a protocol for learners in context."""
     kind = construct.find_class(task["env"]["_target_"], "foundation", object)
-    return "protocol" in task and issubclass(kind, WorldEnv)
+    return task.get("protocol") is not None and issubclass(kind, WorldEnv)
 
 
 def score(task, bundle, cfg):
@@ -42,9 +45,12 @@ def score(task, bundle, cfg):
     Writes run.dir/curves.csv and, of a policy in Dark Room, policy.json; foundation.report draws both.
     """
     task = OmegaConf.to_container(task, resolve=True) if OmegaConf.is_config(task) else task
+    check_idle(cfg)
     world, protocol = made_world(task["env"]["world"]), task["protocol"]
     protocol |= {} if cfg.episodes is None else {"tasks": cfg.episodes}
     check(protocol, bundle, world, cfg.policy)
+    if bundle and (other := differences(bundle.config.get("world", {}), task["env"]["world"])):
+        log.warning("%s was trained in another world; this one differs in %s", cfg.policy, other)
     policy = bundle and in_context.NetLearner(bundle.net.to(cfg.device), world.states, bundle.statistics)
     evaluation = Evaluation(world, protocol, policy)
     curves = evaluation.bandit() if isinstance(world, Bandit) else evaluation.episodes()
@@ -52,6 +58,15 @@ def score(task, bundle, cfg):
     if evaluation.pictured:
         (Path(cfg.run.dir) / "policy.json").write_text(json.dumps(evaluation.pictured) + "\n")
     return evaluation.numbers
+
+
+def check_idle(cfg):
+    """DataError for options of evaluate that mean nothing here, and would be passed over in silence."""
+    idle = [f"{name}={cfg[name]}" for name, usual in IDLE.items() if cfg[name] != usual]
+    idle += [f"policy={cfg.policy}"] if cfg.policy in ("noop", "player") else []
+    if idle:
+        raise DataError(f"{', '.join(idle)}: a world is played as task.protocol says, beside its own rivals"
+                        " (policy=random: these alone); leave that out")  # fmt: skip
 
 
 def made_world(node):
@@ -95,14 +110,21 @@ def fit(protocol, most, world, name):
 
 def check_protocol(protocol, world):
     """DataError for a protocol that cannot be played."""
+    bandit = isinstance(world, Bandit)
+    for name in ("rounds",) if bandit else ("episodes", "context"):
+        if not isinstance(protocol.get(name), int) or protocol[name] < 1:
+            raise DataError(f"protocol.{name}={protocol.get(name)}: expected a whole number of at least 1")
+    for name in ("report", "lengths" if bandit else "online"):
+        if not isinstance(protocol.get(name), list):
+            raise DataError(f"protocol.{name}={protocol.get(name)}: expected a list; see configs/task")
     if protocol["tasks"] < 2:
         raise DataError(f"{protocol['tasks']} tasks have no standard error: expected at least 2 (protocol.tasks)")
-    if isinstance(world, Bandit):
+    if bandit:
         if not any(0 <= n <= protocol["rounds"] for n in protocol["lengths"]) or min(protocol["lengths"]) < 0:
             raise DataError(f"protocol.lengths={protocol['lengths']}: expected some in 0..{protocol['rounds']} rounds")
         return
     for mode in protocol["online"]:
-        if mode.get("context") not in ("all", "last") or mode.get("update") not in ("episode", "step"):
+        if mode not in MODES:
             raise DataError(f"protocol.online holds {mode}: expected context all or last, and update episode or step")
 
 
@@ -125,7 +147,7 @@ class Evaluation:
         for who, learner in self.contenders("online").items():
             lost = self.played(who, learner, in_context.bandit_online, rounds)
             regret = lost.cumsum(1)
-            self.say("online", who, "regret", at, regret[:, torch.tensor(at) - 1])
+            self.say("online", who, "regret", at, regret[:, [n - 1 for n in at]])
             curves += points("cumulative regret, online", who, range(1, rounds + 1), regret)
         for who, learner in self.contenders("offline").items():
             lost = self.played(who, learner, in_context.bandit_offline, context, lengths)
@@ -152,7 +174,7 @@ class Evaluation:
             for who, learner in self.contenders("online").items():
                 returns = self.played(who, learner, in_context.online, protocol["episodes"], **mode)
                 name = f"online/{mode['context']}_{mode['update']}"
-                self.say(name, who, "return", at, returns[:, torch.tensor(at) - 1])
+                self.say(name, who, "return", at, returns[:, [n - 1 for n in at]])
                 curves += points(f"return, {figure}", who, range(1, protocol["episodes"] + 1), returns)
         return curves + self.given()
 
@@ -198,7 +220,9 @@ class Evaluation:
         return torch.cat(parts)
 
     def say(self, name, who, what, at, values):
-        """Keeps means and standard errors [b l] at the places `at`, and prints them."""
+        """Keeps means and standard errors [b l] at the places `at`, and prints them; of no places, nothing."""
+        if not at:
+            return
         mean, sem = spread(values)
         for n, m, s in zip(at, mean.tolist(), sem.tolist(), strict=True):
             self.numbers[f"evaluate/{name}/{who}/{what}@{n}"] = m

@@ -5,6 +5,7 @@ import inspect
 import logging
 import sys
 import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager
 
 import lightning as L
@@ -58,6 +59,8 @@ def made(node, **more):
 
 def class_of(node):
     """The class that a config node names; DataError where there is none."""
+    if not isinstance(node, Mapping):
+        raise DataError(f"expected a config with a _target_, such as those in configs/, got {node!r}")
     try:
         return get_class(node["_target_"])
     except (KeyError, TypeError, ValueError, ImportError, HydraException) as error:

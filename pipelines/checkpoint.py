@@ -216,6 +216,8 @@ def read_weights(folder):
         weights = load_file(path)
     except SafetensorError as error:
         raise DataError(f"{path} is damaged or not safetensors ({error}); copy it again") from error
+    if broken := [name for name, value in weights.items() if value.is_floating_point() and value.isnan().any()]:
+        raise DataError(f"{path} holds NaN in {broken[:5]}: its training diverged, or the file is damaged")
     return weights, file_sha256(path)
 
 

@@ -98,7 +98,7 @@ def tag_of(tags, name):
     try:
         return str(tags[name])
     except KeyError:
-        raise DataError(f"an episode has no tag {name!r}, only {sorted(tags)}; normalise over all: by=null") from None
+        raise DataError(f"an episode has no tag {name!r}, only {sorted(tags)}") from None
 
 
 def returns_of(tags, statistics):
@@ -236,6 +236,8 @@ class EpisodeWindows(Dataset):
 
     def __init__(self, trajectories, length, normalizer=None, condition="return", scale=1.0, gamma=1.0, following=True):
         """normalizer: None = raw states. scale: a number, or one per episode. following: give NEXT_OBSERVATION."""
+        if length is None:
+            raise DataError("data.length is not set; method=dpt learns from episodes with data=contexts")
         if length < 1 or not np.all(scale):
             raise DataError(f"windows: length={length} must be at least 1 and the return scale {scale} not 0")
         self.data, self.length, self.normalizer, self.following = trajectories, length, normalizer, following

@@ -191,6 +191,12 @@ def one_of(kinds, generator):
     return kinds[int(integers(len(kinds), (), generator)) if len(kinds) > 1 else 0]
 
 
+def differences(one, other):
+    """How the configs of two worlds differ: {option: (its values)} of what both say, but for how contexts are made."""
+    both = sorted(one.keys() & other.keys() - {"contexts"})
+    return {name: (one[name], other[name]) for name in both if one[name] != other[name]}
+
+
 def at_least(least, **values):
     """DataError for a value below `least`, by its name."""
     for name, value in values.items():

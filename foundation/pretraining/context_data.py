@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from foundation.envs.worlds import differences
 from foundation.pretraining.token_data import HELD_OUT, TRAIN, Steps
 from foundation.pretraining.trajectory_data import TrajectoryData, describe
 from pipelines import schema
@@ -28,7 +29,12 @@ class ContextData(TrajectoryData):
     def __init__(self, train, where, episodes, by, validation, heldout, on_damage, batch_size, workers, length, target,
                  order, cut, shuffle, reward_scale, normalise, steps, seed):  # fmt: skip
         check(length, target, order, cut, normalise)
-        self.by, self.heldout = (by,) if isinstance(by, str) else tuple(by), tuple(map(str, heldout or ()))
+        names = [by] if isinstance(by, str) else by
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise DataError(f"data.by={by}: expected the name of a tag that says the task, or a list of names")
+        if reward_scale is not None and reward_scale <= 0:
+            raise DataError(f"data.reward_scale={reward_scale}: expected a number above 0, or null")
+        self.by, self.heldout = tuple(names), tuple(map(str, heldout or ()))
         self.made = {"length": length, "target": target, "order": order, "cut": cut, "shuffle": shuffle}
         self.one_query = False  # a batch asks about the last state only; set by the network
         super().__init__(train, where, episodes, validation, on_damage, batch_size, workers, length, "length", 0.1, 0.1,
@@ -71,7 +77,7 @@ class ContextData(TrajectoryData):
 
     def inherit(self, statistics, config=None):
         theirs = (config or {}).get("world")
-        if self.world and theirs and not same_world(self.world, theirs):
+        if self.world and theirs and differences(self.world, theirs):
             raise DataError(f"the policy of init= was trained in {theirs}, data.train is of {self.world}")
         super().inherit(statistics, config)
 
@@ -210,11 +216,6 @@ def world_of(data):
         kinds = " and ".join(sorted(found)[:3])
         raise DataError(f"contexts of several worlds do not go together: {kinds}; choose some with data.where")
     return next(iter(found.values()))
-
-
-def same_world(one, other):
-    """Whether two configs are of the same world: what both say is equal, but for how contexts are made."""
-    return all(one[name] == other[name] for name in one.keys() & other.keys() - {"contexts"})
 
 
 def unknown(tags):

@@ -53,6 +53,8 @@ class WorldData(L.LightningDataModule):
 
     def derive(self, net):
         """The network's config with what follows from the world filled in."""
+        if "query" not in net:
+            raise DataError(f"{net['_target_']} does not learn from contexts, which data= draws here; use method=dpt")
         known = {"state_dim": self.world.state_dim, "action_dim": 1, "n_actions": self.world.n_actions,
                  "context": self.longest}  # fmt: skip
         return {name: known.get(name) if value is None else value for name, value in net.items()}
@@ -75,8 +77,6 @@ class WorldData(L.LightningDataModule):
     def setup(self, stage):
         """DataError where the network of init= does not fit the world."""
         net = self.trainer.lightning_module.net
-        if not hasattr(net, "query"):
-            raise DataError(f"a {type(net).__name__} does not learn from contexts, which data= draws; use method=dpt")
         self.one_query = net.query == "first"
         for name in ("state_dim", "n_actions"):
             ours, theirs = getattr(net, name), getattr(self.world, name)

@@ -134,7 +134,8 @@ def test_with_the_query_first_the_last_state_is_asked_about(levers):
         ({"length": 0}, "at least 1"), ({"cut": 2}, "0..1"), ({"heldout": ["lever9"]}, "lever0"),
         ({"heldout": ["lever1"], "validation": 0.5}, "set one"),
         ({"heldout": ["lever1"], "validation": "folder"}, "set one"), ({"validation": 0.99}, "leave one part empty"),
-        ({"by": "map"}, "no tag 'map'"),
+        ({"by": "map"}, "no tag 'map'"), ({"by": None}, "name of a tag"), ({"by": []}, "name of a tag"),
+        ({"reward_scale": 0.0}, "above 0"),
     ],
 )  # fmt: skip
 def test_bad_settings_say_what_to_do(levers, changes, message):

@@ -165,6 +165,10 @@ def test_shards_in_other_units_are_played_in_them(tmp_path):
         (["task.protocol.lengths=[-1, 3]"], "lengths"),
         (["task.env.world.noise=0"], "noise=0"),
         (["device=tpu"], "device=tpu"),
+        (["memory=task", "video=2"], "memory=task, video=2: a world is played as task.protocol says"),
+        (["policy=player"], "policy=player: a world"),
+        (["task.protocol.rounds=0"], "rounds=0: expected a whole number"),
+        (["task.protocol.report=5"], "report=5: expected a list"),
     ],
 )
 def test_what_is_refused(overrides, message, policy, tmp_path):
@@ -172,7 +176,20 @@ def test_what_is_refused(overrides, message, policy, tmp_path):
         play(tmp_path, *(BANDIT if "task=dark_room" not in overrides else []), policy, *overrides)
 
 
-@pytest.mark.parametrize("mode", ["{context: some, update: step}", "{context: all, update: never}"])
+def test_a_protocol_shorter_than_its_report_prints_none(policy, tmp_path):
+    numbers = play(tmp_path, *BANDIT, policy, "episodes=4", "task.protocol.rounds=4", "task.protocol.report=[0, 5]")
+    assert not any("regret" in name for name in numbers) and "evaluate/offline/policy/suboptimality@4" in numbers
+
+
+def test_a_policy_of_another_world_is_named(policy, tmp_path, caplog):
+    play(tmp_path, *BANDIT, policy, "episodes=4", "task.env.world.noise=0.5")
+    assert "differs in {'noise': (0.3, 0.5)}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "mode",
+    ["all", "{context: all, update: step, more: 1}", "{context: some, update: step}", "{context: all, update: never}"],
+)
 def test_ways_to_play_online_have_names(mode, tmp_path):
     with pytest.raises(DataError, match="expected context all or last"):
         play(tmp_path, *ROOM, "policy=random", f"task.protocol.online=[{mode}]", "episodes=4")

@@ -94,10 +94,12 @@ def test_lengths_take_turns():
 
 
 def test_what_the_network_is_told():
-    net = {"state_dim": None, "n_actions": None, "action_dim": None, "context": None, "width": 32}
+    net = {"state_dim": None, "n_actions": None, "action_dim": None, "context": None, "query": "last"}
     derived = data(ROOM, length=[6, 9]).derive(net)
-    assert derived == {"state_dim": 2, "n_actions": 5, "action_dim": 1, "context": 9, "width": 32}
+    assert derived == {"state_dim": 2, "n_actions": 5, "action_dim": 1, "context": 9, "query": "last"}
     assert data(ROOM).derive({**net, "context": 70})["context"] == 70
+    with pytest.raises(DataError, match=r"models.language.GPT does not learn from contexts.*method=dpt"):
+        data(ROOM).derive({"_target_": "models.language.GPT", "state_dim": None})
 
 
 @pytest.mark.parametrize(
@@ -112,6 +114,7 @@ def test_what_the_network_is_told():
         ({"batch_size": 0}, "data.batch_size=0"),
         ({"validation": 0}, "data.validation=0"),
         ({"world": {**BANDIT, "arms": 1}}, "arms=1"),
+        ({"world": None}, "expected a config with a _target_"),
         ({"world": {**BANDIT, "noise": float("nan")}}, "noise=nan"),
         ({"world": {**BANDIT, "goal": 1}}, "goal"),
         ({"world": {"_target_": "foundation.learners.Uniform", "n_actions": 3}}, "expected a _target_"),

@@ -240,6 +240,10 @@ def test_stepping_past_the_context_forgets_the_oldest(options):
     for t in range(9):
         now = {"observation": steps["observation"][:, t]}
         now |= {"action": steps["action"][:, t - 1], "reward": steps["reward"][:, t - 1, None]} if t else {}
+        if t == 4 and net.query == "last" and net.positions is not None:  # kept keys hold the positions they had
+            with pytest.raises(ValueError, match="4 transitions: this policy was trained on 3"):
+                net.step(now, torch.full((B,), False), state)
+            return
         distribution, _, state = net.step(now, torch.full((B,), t == 0), state)
     assert state["visible"].shape[1] == 3
     if net.query == "first":

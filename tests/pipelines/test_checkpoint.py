@@ -98,6 +98,15 @@ def test_python_tags_in_yaml_are_refused(folder, tmp_path):
     assert not (tmp_path / "made").exists()
 
 
+def test_weights_that_are_no_numbers_are_named(folder):
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name, value in weights.items() if value.is_floating_point())
+    weights[name].view(-1)[0] = torch.nan
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(DataError, match=f"NaN in .*{name}"):
+        checkpoint.load(folder)
+
+
 def test_weights_that_do_not_fit_are_named(folder):
     edit(folder, lambda c: c["net"].update(n_keys=5))
     with pytest.raises(DataError, match=r"keys\.weight: file has \[12, 4\], config.yaml builds \[10, 4\]"):
