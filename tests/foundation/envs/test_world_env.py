@@ -72,7 +72,7 @@ def test_rewards_are_those_of_the_world():
 def test_evaluate_and_collect_run_on_worlds(tmp_path):
     small = ["task.env.world.size=4", "task.env.world.horizon=20", "task.protocol.context=20"]
     small += ["task.protocol.episodes=2", "episodes=6"]
-    numbers = run(evaluate, "evaluate", "task=dark_room", "policy=player", *small, f"run.dir={tmp_path / 'e'}")
+    numbers = run(evaluate, "evaluate", "task=dark_room", "policy=random", *small, f"run.dir={tmp_path / 'e'}")
     returns = {name: value for name, value in numbers.items() if name.endswith("return@1")}
     best = [value for name, value in returns.items() if "/optimal/" in name]
     assert min(best) > 12 > max(value for name, value in returns.items() if "/uniform/" in name)
