@@ -27,9 +27,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.decision_transformer import measure
-from foundation import in_context
+from foundation import in_context, protocols
 from foundation.envs.bandits import GaussianBandit
 from foundation.envs.dark_room import MOVES, DarkRoom
+from foundation.envs.worlds import per_row, transitions
 from foundation.pretraining.world_data import draw
 from foundation.training import keep_memory
 from models.in_context import InContext
@@ -173,7 +174,8 @@ def play_loop(net, world, rounds, generator):
         distribution, _ = net({**context, QUERY: one[:, None], PLACE: torch.tensor([n])})
         action = distribution.sample(generator)[:, 0]
         reward, following = world.step(tasks, one, action, generator)
-        context = in_context.joined([context, in_context.one_step(one, action, reward, following)])
+        new = per_row(transitions(one, action, reward, following))
+        context = {name: torch.cat([value, new[name]], 1) for name, value in context.items()}
     distribution, _ = net({**context, QUERY: one[:, None], PLACE: torch.tensor([rounds])})
     return context, distribution.log_probs[0, 0].exp()
 
@@ -187,7 +189,7 @@ def play(args):
         context, expected = play_loop(net, world, args.rounds, generator)
     loop = (time.process_time() - start) / args.looped
     learner, start = in_context.NetLearner(net, world.states), time.process_time()
-    in_context.bandit_online(world, learner, world.draw(args.tasks, generator), args.rounds, generator)
+    protocols.bandit_online(world, learner, world.draw(args.tasks, generator), args.rounds, generator)
     each = (time.process_time() - start) / args.tasks
     said = learner.distribution(learner.observe(learner.start(1), context), torch.ones(1, 1)).log_probs[0].exp()
     yield "play", loop / each, 1000 * each, float((said - expected).abs().max())

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from foundation import in_context, learners, posteriors
+from foundation import in_context, learners, posteriors, protocols
 from foundation.envs.bandits import Bandit, LinearBandit
 from foundation.envs.dark_room import DarkRoom
 from foundation.envs.recovering_bandit import RecoveringBandit, best_periodic
@@ -145,12 +145,12 @@ class Evaluation:
         context = self.world.context(self.tasks, max(lengths), self.generator)
         at = [n for n in protocol["report"] if 1 <= n <= rounds]
         for who, learner in self.contenders("online").items():
-            lost = self.played(who, learner, in_context.bandit_online, rounds)
+            lost = self.played(who, learner, protocols.bandit_online, rounds)
             regret = lost.cumsum(1)
             self.say("online", who, "regret", at, regret[:, [n - 1 for n in at]])
             curves += points("cumulative regret, online", who, range(1, rounds + 1), regret)
         for who, learner in self.contenders("offline").items():
-            lost = self.played(who, learner, in_context.bandit_offline, context, lengths)
+            lost = self.played(who, learner, protocols.bandit_offline, context, lengths)
             self.say("offline", who, "suboptimality", lengths, lost)
             curves += points("suboptimality, offline", who, lengths, lost)
         return curves + self.distance(context, lengths)
@@ -159,7 +159,7 @@ class Evaluation:
         """How far the policy's distribution over actions is from the exact posterior's, where there is one."""
         if self.policy is None or not posteriors.known(self.world):
             return []
-        found = self.played("policy", self.policy, in_context.to_posterior, context, [0, *lengths])
+        found = self.played("policy", self.policy, protocols.to_posterior, context, [0, *lengths])
         self.say("posterior", "policy", "distance", [0, *lengths], found)
         return points("total variation to the exact posterior", "policy", [0, *lengths], found)
 
@@ -172,7 +172,7 @@ class Evaluation:
         for mode in protocol["online"]:
             figure = f"online, context {mode['context']}, update per {mode['update']}"
             for who, learner in self.contenders("online").items():
-                returns = self.played(who, learner, in_context.online, protocol["episodes"], **mode)
+                returns = self.played(who, learner, protocols.online, protocol["episodes"], **mode)
                 name = f"online/{mode['context']}_{mode['update']}"
                 self.say(name, who, "return", at, returns[:, [n - 1 for n in at]])
                 curves += points(f"return, {figure}", who, range(1, protocol["episodes"] + 1), returns)
@@ -190,7 +190,7 @@ class Evaluation:
             self.pictured = picture(self.world, self.policy, self.tasks, context, int(seen.int().argmax()))
         for who, learner in self.contenders("offline").items():
             for greedy in (False, True):
-                returns = self.played(who, learner, in_context.offline, context, greedy=greedy)
+                returns = self.played(who, learner, protocols.offline, context, greedy=greedy)
                 name = f"offline/{'greedy' if greedy else 'sampled'}"
                 self.say(name, who, "return", [n], returns[:, None])
                 for label, rows in parts:

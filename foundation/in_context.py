@@ -6,10 +6,8 @@ are as queries if it is asked again before it grows (a table of the policy).
 """
 
 import torch
-from einops import rearrange
-from tqdm import tqdm
 
-from foundation import posteriors
+from foundation.envs.worlds import TRANSITION
 from foundation.learners import Learner
 from pipelines.schema import ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, DataError
 from pipelines.trajectory_windows import Normalizer
@@ -91,113 +89,12 @@ class NetLearner(Learner):
         n = context[ACTION].shape[1]
         rows = max(1, TOKENS // ((n + 1) * query.shape[1]))
         last = torch.tensor([n], device=self.device)
-        names = (OBSERVATION, ACTION, REWARD, NEXT_OBSERVATION)
         parts = []
         for i in range(0, len(query), rows):
-            part = {name: context[name][i : i + rows] for name in names}
+            part = {name: context[name][i : i + rows] for name in TRANSITION}
             parts.append(self.net.first(part, query[i : i + rows], last))
         return torch.cat(parts)
 
     def act(self, state, observation, generator, greedy=False):
         distribution = self.distribution(state, observation)
         return distribution.mode() if greedy else distribution.sample(generator)
-
-
-# what learners do in a world
-
-
-def bandit_online(world, learner, tasks, rounds, generator):
-    """Suboptimality mu* - mu_a per round, by true means, [b n]; the context grows by the learner's own pulls."""
-    best, observation = world.mean_reward(tasks, world.optimal(tasks, world.start(tasks)[:, None])), world.start(tasks)
-    state, lost = learner.start(len(best)), []
-    for _ in shown(range(rounds), "round"):
-        action = learner.act(state, observation, generator)
-        reward, following = world.step(tasks, observation, action, generator)
-        state = learner.observe(state, one_step(observation, action, reward, following))
-        lost.append(best[:, 0] - world.mean_reward(tasks, action[:, None])[:, 0])
-    return torch.stack(lost, 1)
-
-
-def bandit_offline(world, learner, tasks, context, lengths, generator):
-    """Suboptimality of the one greedy pull after the first n transitions of a context, n of `lengths`, [b l]."""
-    best, observation = world.mean_reward(tasks, world.optimal(tasks, world.start(tasks)[:, None])), world.start(tasks)
-    state, done, lost = learner.start(len(best)), 0, []
-    for n in lengths:
-        if n > done:
-            state = learner.observe(state, {name: value[:, done:n] for name, value in context.items()})
-            done = n
-        action = learner.act(state, observation, generator, greedy=True)
-        lost.append(best[:, 0] - world.mean_reward(tasks, action[:, None])[:, 0])
-    return torch.stack(lost, 1)
-
-
-def to_posterior(world, learner, tasks, context, lengths, generator):
-    """Total variation between the learner's and the exact posterior's action after n transitions, n of `lengths`.
-
-    At one query per task; [b l], 0 = the same distribution, 1 = nothing in common.
-    """
-    query = world.queries(tasks, 1, generator)
-    exact = posteriors.probabilities(world, context, query, lengths)  # b l a
-    state, done, found = learner.start(len(query)), 0, []
-    for n in lengths:
-        if n > done:
-            state = learner.observe(state, {name: value[:, done:n] for name, value in context.items()})
-            done = n
-        found.append(learner.distribution(state, query[:, 0]).log_probs.exp())
-    return 0.5 * (torch.stack(found, 1) - exact).abs().sum(-1)
-
-
-def online(world, learner, tasks, episodes, generator, context="all", update="step", greedy=False):
-    """Returns of episodes played one after another, [b episodes].
-
-    context: all | last = at an episode's start, only the transitions of the one before are known. update: step |
-    episode = what an episode brings is known when it is over (DPT's protocol: last, episode).
-    """
-    b, returns = len(next(iter(tasks.values()))), []
-    state, before = learner.start(b), []
-    for _ in shown(range(episodes), "episode"):
-        if context == "last" and before:
-            state = learner.observe(learner.start(b), joined(before))
-        state, rows = episode(world, learner, tasks, state, generator, update == "step", greedy)
-        if update == "episode" and context == "all":
-            state = learner.observe(state, joined(rows))
-        before = rows
-        returns.append(joined(rows)[REWARD].sum(1))
-    return torch.stack(returns, 1)
-
-
-def episode(world, learner, tasks, state, generator, learning=False, greedy=False):
-    """(state after it, `horizon` transitions [b 1 ...]) of one episode; `learning`: the state follows every step."""
-    observation, rows = world.start(tasks), []
-    for _ in range(world.horizon):
-        action = learner.act(state, observation, generator, greedy)
-        reward, following = world.step(tasks, observation, action, generator)
-        rows.append(one_step(observation, action, reward, following))
-        if learning:
-            state = learner.observe(state, rows[-1])
-        observation = following
-    return state, rows
-
-
-def offline(world, learner, tasks, context, generator, greedy):
-    """Return of an episode on a given context that does not grow, [b]."""
-    state = learner.observe(learner.start(len(context[ACTION])), context)
-    _, rows = episode(world, learner, tasks, state, generator, greedy=greedy)
-    return joined(rows)[REWARD].sum(1)
-
-
-def shown(steps, unit):
-    """The steps with a progress bar, in a terminal."""
-    return tqdm(steps, unit=unit, desc="playing", disable=None, leave=False)
-
-
-def one_step(observation, action, reward, following):
-    """A context of one transition, [b 1 ...]."""
-    names = (OBSERVATION, ACTION, REWARD, NEXT_OBSERVATION)
-    return dict(zip(names, (rearrange(x, "b ... -> b 1 ...") for x in (observation, action, reward, following)),
-                    strict=True))  # fmt: skip
-
-
-def joined(rows):
-    """Contexts one after another, [b n ...]."""
-    return {name: torch.cat([row[name] for row in rows], 1) for name in rows[0]}

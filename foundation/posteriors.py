@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
 
+from foundation.envs.worlds import TRANSITION, count
 from foundation.learners import Arms, Learner
 from pipelines.schema import ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, DataError
 
 POINTS = 256  # of the grid over a mean: at 500 pulls with noise 0.3 the posterior's std spans 3.4 of them
 ROWS = 2048  # posteriors at once: bounds memory to some tens of MB
 CELLS = 1 << 22  # hypotheses x transitions at once
-TRANSITION = (OBSERVATION, ACTION, REWARD, NEXT_OBSERVATION)
 VOTES = "b m, m b k a -> b k a"
 LEAST = 1e-30  # probability below which float32 products are 0
 
@@ -104,7 +104,7 @@ class HypothesisPosterior(Learner):
         self.world, self.tasks = world, world.hypotheses(split)
         if self.tasks is None:
             raise DataError(f"{type(world).__name__} has no finite list of tasks to compare a context with")
-        self.m = len(next(iter(self.tasks.values())))
+        self.m = count(self.tasks)
 
     def start(self, b):
         return {"possible": torch.ones(b, self.m, dtype=torch.bool)}

@@ -8,10 +8,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from foundation.report_worlds import check_policy, read_curves
 from pipelines import untrusted
 from pipelines.checkpoint import WEIGHTS
 from pipelines.schema import DataError
+from pipelines.values import is_number
 
 FILES = (
     "summary.json", "metrics.csv", "config.yaml", "label_report.json", "arms.json", "machine.json", "rejected.jsonl",
@@ -20,6 +20,7 @@ FILES = (
 REJECTED = ("rejected.jsonl", "filtered.jsonl")
 DEPTH = 4  # folders below a given one that are searched
 YAML_LIMIT = 1 << 20
+CELLS = 10_000  # of a grid whose policy is drawn
 SIZE_LIMIT = 64 << 20  # bytes of one text file; a larger one is not a run's summary
 
 
@@ -73,8 +74,8 @@ def read(folder, name):
     run.config_text = _guarded(run, "config.yaml", _read_text) or ""
     run.config = _guarded(run, "config.yaml", _read_yaml) or {}
     run.metrics = _guarded(run, "metrics.csv", read_metrics) or {}
-    run.curves = _guarded(run, "curves.csv", read_curves) or {}
-    run.policy = _guarded(run, "policy.json", lambda path: check_policy(_read_json(path))) or {}
+    run.curves = _guarded(run, "curves.csv", _read_curves) or {}
+    run.policy = _guarded(run, "policy.json", lambda path: _checked_policy(_read_json(path))) or {}
     for name in REJECTED:
         counts, examples = _guarded(run, name, read_rejected) or (Counter(), {})
         run.rejected += counts
@@ -172,6 +173,31 @@ def _read_yaml(path):
 
 def _read_text(path):
     return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _read_curves(path):
+    """curves.csv -> {figure: {who: [(x, mean, sem)]}}; rows that are not finite numbers are left out."""
+    found = {}
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        for row in csv.DictReader(file):
+            point = tuple(map(_number, (row.get("x"), row.get("mean"), row.get("sem"))))
+            if None not in point and row["figure"] and row["who"]:
+                found.setdefault(row["figure"], {}).setdefault(row["who"], []).append(point)
+    return found
+
+
+def _checked_policy(values):
+    """`values` of policy.json; ValueError unless they can be drawn."""
+    cells, moves, goal = (values.get(name) for name in ("cells", "moves", "goal"))
+    if not isinstance(cells, list) or not isinstance(moves, list) or not len(cells) == len(moves) <= CELLS:
+        raise ValueError("expected as many moves as cells")
+    if not cells or not all(map(_is_pair, (*cells, *moves, goal))):
+        raise ValueError("expected pairs of numbers for cells, moves and goal")
+    return {"transitions": "", "goal_seen": False, **values}
+
+
+def _is_pair(value):
+    return isinstance(value, list) and len(value) == 2 and all(is_number(v) and math.isfinite(v) for v in value)
 
 
 def _number(text):

@@ -12,6 +12,7 @@ import torch
 
 from pipelines.schema import ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, DataError
 
+TRANSITION = (OBSERVATION, ACTION, REWARD, NEXT_OBSERVATION)  # keys of a context
 SPLITS = ("train", "heldout")
 CONTEXTS = ("iid", "random_walk", "history")
 ADAPTIVE = {"history", "thompson"}  # what is done depends on what came before
@@ -101,19 +102,25 @@ class World:
 
 
 def interact(world, learner, tasks, n, generator, greedy=False):
-    """A learner acts n steps on all it has seen of its task, update after every step -> its transitions [b n ...].
+    """A learner acts n steps on all it has seen of its task, update after every step -> its transitions [b n ...]."""
+    return played(world, learner, tasks, range(n), generator, learner.start(count(tasks)), greedy=greedy)[1]
 
-    Episodes of `world.horizon` steps follow one another; the learner's memory goes on.
+
+def played(world, learner, tasks, steps, generator, state, learning=True, greedy=False):
+    """A learner goes on from `state` for as many steps -> (state after them, transitions [b n ...]).
+
+    Episodes of `world.horizon` steps follow one another; while `learning`, the state follows every step.
     """
-    state, rows, observation = learner.start(count(tasks)), [], None
-    for i in range(n):
+    rows, observation = [], None
+    for i in steps:
         observation = world.start(tasks) if i % world.horizon == 0 else observation
         action = learner.act(state, observation, generator, greedy)
         reward, following = world.step(tasks, observation, action, generator)
         rows.append(transitions(observation, action, reward, following))
-        state = learner.observe(state, {name: value[:, None] for name, value in rows[-1].items()})
+        if learning:
+            state = learner.observe(state, per_row(rows[-1]))
         observation = following
-    return stacked(rows)
+    return state, stacked(rows)
 
 
 # small parts
@@ -121,7 +128,7 @@ def interact(world, learner, tasks, n, generator, greedy=False):
 
 def transitions(observation, action, reward, following):
     """The dict of a context. Any leading axes."""
-    return {OBSERVATION: observation, ACTION: action, REWARD: reward, NEXT_OBSERVATION: following}
+    return dict(zip(TRANSITION, (observation, action, reward, following), strict=True))
 
 
 def stacked(rows):
@@ -134,9 +141,9 @@ def count(tasks):
     return len(next(iter(tasks.values())))
 
 
-def per_row(tasks):
-    """Tasks [b ...] -> [b 1 ...], to step several transitions of each."""
-    return {name: value[:, None] for name, value in tasks.items()}
+def per_row(values):
+    """Tasks, or one transition of each, [b ...] -> [b 1 ...]."""
+    return {name: value[:, None] for name, value in values.items()}
 
 
 def pick(table, index):

@@ -5,9 +5,10 @@ import torch
 
 from foundation import evaluate, hub, pretrain
 from foundation.envs.bandits import GaussianBandit
-from foundation.in_context import NetLearner, bandit_offline
+from foundation.in_context import NetLearner
 from foundation.learners import EmpiricalMean
 from foundation.pretraining.dpt import DecisionPretraining
+from foundation.protocols import bandit_offline
 from models.in_context import InContext
 from pipelines import checkpoint
 from pipelines.schema import ACTION, FLOOR, NEXT_OBSERVATION, OBSERVATION, PLACE, QUERY, REWARD, TARGET, DataError

@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2Model
 
-from models.in_context import TRANSITION, InContext
+from foundation.envs.worlds import TRANSITION
+from models.in_context import InContext
 from pipelines.gpt2_release import import_trunk
 from tests.models.nets import shaken
 
