@@ -133,7 +133,7 @@ class InContext(nn.Module):
     # what a context leaves
 
     def read(self, memory, context, visible=None, place=None):
-        """Goes on with n transitions [b n ...] -> (latent [b n d], of the last one only with query=last, memory).
+        """Goes on with n transitions [b n ...] -> (latent [b n d], with query=last of the last one or None, memory).
 
         visible: bool [b m+n], what of the m tokens before and of these is there, None = all. place: int [b n] their
         positions, None = those after the m before.
@@ -147,8 +147,10 @@ class InContext(nn.Module):
         return self.trunk(self.placed(x, place), last, memory, visible)
 
     def _each(self, memory, x):
-        """`read` where a transition looks at itself alone: as sequences of one token."""
-        y, new = self.trunk(rearrange(x, "b n d -> (b n) 1 d"))
+        """`read` where a transition looks at itself alone: as sequences of one token, whose last block gives keys and
+        values and nothing else."""
+        nothing = torch.zeros(0, dtype=torch.long, device=x.device)
+        _, new = self.trunk(rearrange(x, "b n d -> (b n) 1 d"), nothing)
         new = [[rearrange(one, "(b n) h 1 e -> b h n e", b=len(x)) for one in pair] for pair in new]
         if memory is not None and isinstance(memory[0], Kept):
             for kept, pair in zip(memory, new, strict=True):
@@ -156,7 +158,7 @@ class InContext(nn.Module):
             new = memory
         elif memory is not None:
             new = [[torch.cat(both, 2) for both in zip(*pairs, strict=True)] for pairs in zip(memory, new, strict=True)]
-        return rearrange(y, "(b n) 1 d -> b n d", b=len(x))[:, -1:], new
+        return None, new
 
     def answer(self, memory, query, place=None, visible=None):
         """Queries [b k s] -> latents [b k d]; place: int [k], after how many tokens of the memory, None = all.

@@ -78,7 +78,7 @@ class CausalAttention(nn.Module):
                 mask = mask & (visible[:, None, None] | (keys == place[:, None]))  # b 1 m past+n
         dropout = self.dropout if self.training else 0.0
         if k.shape[2] == 1 and not dropout:  # a single token can only look at itself
-            y = v
+            y = v if read is None else v[:, :, read]
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout)
         cache = memory if isinstance(memory, Kept) else (k, v)
