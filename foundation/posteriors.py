@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 
 from foundation.envs.worlds import TRANSITION, count
-from foundation.learners import Arms, Learner
+from foundation.learners import Arms, Learner, anything
 from pipelines.schema import ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, DataError
 
 POINTS = 256  # of the grid over a mean: at 500 pulls with noise 0.3 the posterior's std spans 3.4 of them
@@ -145,8 +145,20 @@ class HypothesisPosterior(Learner):
         return chosen.float() * self.world.possible(each, observation)[..., None]
 
     def act(self, state, observation, generator, greedy=False):
-        p = self.probabilities(state, observation[:, None])[:, 0]
-        return p.argmax(-1) if greedy else torch.multinomial(p, 1, generator=generator)[:, 0]
+        if greedy:
+            return self.probabilities(state, observation[:, None])[:, 0].argmax(-1)
+        return self._sampled(state["possible"], observation, generator)
+
+    def _sampled(self, possible, observation, generator):
+        """The label of one of the tasks that remain: a draw from `probabilities` that asks no other."""
+        possible = torch.where(possible.any(-1, keepdim=True), possible, torch.ones_like(possible))
+        each = {name: value[None] for name, value in self.tasks.items()}
+        weights = (possible & self.world.possible(each, observation[:, None])).float()  # b m
+        some = weights.any(-1)
+        weights = torch.where(some[:, None], weights, torch.ones_like(weights))
+        rows = torch.multinomial(weights, 1, generator=generator)[:, 0]
+        label = self.world.optimal({name: value[rows] for name, value in self.tasks.items()}, observation[:, None])
+        return torch.where(some, label[:, 0], anything(self.world.n_actions, len(rows), generator))
 
 
 # the least loss

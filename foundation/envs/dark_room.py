@@ -8,7 +8,8 @@ from itertools import permutations, product
 
 import torch
 
-from foundation.envs.worlds import World, at_least, count, integers, kinds_of, pick, shuffled_split
+from foundation.envs.worlds import CONTEXTS, World, at_least, count, integers, kinds_of, pick, shuffled_split
+from foundation.posteriors import HypothesisPosterior
 
 MOVES = ((1, 0), (-1, 0), (0, 1), (0, -1), (0, 0))  # x+, x-, y+, y-, stay
 
@@ -26,7 +27,7 @@ class DarkRoom(World):
         at_least(2, size=size)
         at_least(1, horizon=horizon)
         self.size, self.horizon, self.permuted = int(size), int(horizon), bool(permuted)
-        self.contexts = kinds_of(contexts)
+        self.contexts = kinds_of(contexts, (*CONTEXTS, "posterior"))
         cells = list(product(range(self.size), repeat=2))  # row-major
         self.states = torch.tensor(cells, dtype=torch.float32)
         self.unknown = shuffled_split(list(permutations(range(5))) if permuted else cells)
@@ -53,6 +54,10 @@ class DarkRoom(World):
         x, y = (tasks["goal"][:, None] - observation).unbind(-1)  # b k
         move = torch.where(x > 0, 0, torch.where(x < 0, 1, torch.where(y > 0, 2, torch.where(y < 0, 3, 4))))
         return pick(tasks["permutation"].argsort(-1), move)
+
+    def player(self):
+        """As if any goal, or permutation, were possible: nobody who plays knows the split."""
+        return HypothesisPosterior(self)
 
     def queries(self, tasks, k, generator):
         """Uniform cells."""

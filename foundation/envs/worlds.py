@@ -15,7 +15,7 @@ from pipelines.schema import ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, Data
 TRANSITION = (OBSERVATION, ACTION, REWARD, NEXT_OBSERVATION)  # keys of a context
 SPLITS = ("train", "heldout")
 CONTEXTS = ("iid", "random_walk", "history")
-ADAPTIVE = {"history", "thompson"}  # what is done depends on what came before
+ADAPTIVE = {"history", "thompson", "posterior"}  # what is done depends on what came before
 
 
 class World:
@@ -73,10 +73,13 @@ class World:
         """n transitions of each task by the context policy of pretraining: {OBSERVATION [b n s], ACTION [b n], ...}.
 
         Here by `contexts`: iid = uniform states and actions, every transition on its own; random_walk = trajectories
-        of uniform actions; history = a learning history without a learner, see `trajectory`. Of several kinds, each
-        call takes one, equally often.
+        of uniform actions; history = a learning history without a learner, see `trajectory`; posterior = play of
+        posterior sampling, where the world knows its own (`player`). Of several kinds, each call takes one, equally
+        often.
         """
         kind = one_of(self.contexts, generator)
+        if kind == "posterior":
+            return interact(self, self.player(), tasks, n, generator)
         if kind == "iid":
             observation = self.queries(tasks, n, generator)
             action = integers(self.n_actions, observation.shape[:2], generator)
@@ -84,6 +87,10 @@ class World:
             return transitions(observation, action, reward, following)
         rise = torch.linspace(0, 1, n) if kind == "history" else torch.zeros(n)
         return self.trajectory(tasks, n, generator, rise)
+
+    def player(self):
+        """The learner whose play is a context of kind posterior."""
+        raise NotImplementedError
 
     def trajectory(self, tasks, n, generator, skill):
         """n steps in order, episodes of `horizon` steps one after another. Step i takes the label with probability

@@ -174,6 +174,19 @@ def test_posteriors_over_tasks_are_calibrated(world):
     assert nats.mean(0).diff().max() < 0  # more context, less loss
 
 
+@pytest.mark.parametrize("world", [DarkRoom(size=4), GridWorld(size=5, walls="four_rooms")])
+def test_play_samples_the_posterior_without_the_votes_of_all_tasks(world):
+    g, n = generator(), 20000
+    tasks = world.draw(1, g)
+    posterior = HypothesisPosterior(world)
+    state = posterior.observe(posterior.start(1), world.context(tasks, 6, g))
+    for cell in world.queries(tasks, 4, g)[0]:
+        p = posterior.probabilities(state, cell[None, None])[0, 0]
+        many = {"possible": state["possible"].expand(n, -1)}
+        drawn = torch.bincount(posterior.act(many, cell.expand(n, -1), g), minlength=len(p)) / n
+        assert ((drawn - p).abs() <= 4 * (p * (1 - p) / n).sqrt() + 1e-6).all()
+
+
 def play(world, learner, tasks, state, g, greedy=False):
     """An episode of 100 steps with the memory as it is -> (returns [b], its transitions)."""
     observation, rows = world.start(tasks), []

@@ -132,6 +132,19 @@ def test_trajectories_start_again_with_every_episode():
     assert not world.ordered
 
 
+@pytest.mark.parametrize("permuted", [False, True])
+def test_contexts_of_posterior_sampling_are_its_play(permuted):
+    world, g = DarkRoom(size=4, horizon=10, permuted=permuted, contexts="posterior"), generator()
+    tasks = world.draw(200, g)
+    context = world.context(tasks, 60, g)
+    assert world.ordered
+    assert (context[OBSERVATION][:, ::10] == 0).all()
+    returns = context[REWARD].reshape(200, 6, 10).sum(-1).mean(0)
+    best = interact(world, Optimal(world, tasks), tasks, 10, g)[REWARD].sum(1).mean()
+    assert returns[0] < best - 1  # it must find out,
+    assert returns[-1] > best - 0.5  # and then knows
+
+
 def test_a_history_rises_from_chance_to_the_demonstrator():
     world, g = DarkRoom(contexts="history"), generator()
     tasks = world.draw(500, g)
