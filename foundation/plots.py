@@ -37,6 +37,7 @@ STYLE = {
     "lines.linewidth": 1.5,
 }
 DECADES = 100  # ratio of x beyond which its axis is logarithmic
+LABELS = 12  # lines of training curves beyond which their names would cover them
 POINTS = 400  # most points of a drawn line; more cannot be seen and only makes the page heavy
 
 
@@ -52,17 +53,22 @@ def figure(paint, width=4.2, height=2.7):
 
 
 def curves(lines, xlabel="step"):
-    """Training curves. lines: [(label, steps, values, dashed)]: raw values faint, smoothed ones on top."""
+    """Training curves. lines: [(label, steps, values, dashed)]: raw values faint, smoothed ones on top.
+
+    Lines of one label are told once; where there are more than LABELS, none is.
+    """
 
     def paint(axes):
-        colours = {}
+        colours, told = {}, set()
         palette = cycle(COLOURS)
         for label, steps, values, dashed in lines:
             run = label.split(" · ")[0]
             colours[run] = colours.get(run) or next(palette)
-            _curve(axes, label, np.asarray(steps), np.asarray(values), colours[run], "--" if dashed else "-")
+            name = None if label in told else label
+            told.add(label)
+            _curve(axes, name, np.asarray(steps), np.asarray(values), colours[run], "--" if dashed else "-")
         axes.set_xlabel(xlabel)
-        if len(lines) > 1:
+        if len(lines) > 1 and len(told) <= LABELS:
             axes.legend()
 
     return figure(paint)

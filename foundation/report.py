@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from foundation import page, plots, report_labels, report_results, report_worlds
+from foundation import page, plots, report_labels, report_results, report_seeds, report_worlds
 from foundation.run_files import Run, discover
 from pipelines.command import command, machine
 from pipelines.schema import DataError
@@ -27,6 +27,7 @@ def write(out, folders, title="Report", video_megabytes=24.0):
     videos, left_out = _choose_videos(runs, video_megabytes * 1e6)
     sections = [
         ("results", "Results", report_results.section(runs)),
+        ("seeds", "Over seeds", report_seeds.section(runs)),
         ("returns", "Returns", _returns(runs)),
         ("context", "In context", report_worlds.section(runs)),
         ("curves", "Training curves", _curves(runs)),
@@ -112,10 +113,11 @@ def _curves(runs):
 
 
 def _lines(members, runs):
+    """Seeds of a family share colour and label."""
     several = len({id(run) for run, *_ in members}) > 1
     lines = []
     for run, family, steps, values in members:
-        parts = [run.name] * several + [family] * (bool(family) and len(members) > 1)
+        parts = [report_seeds.family(run.name)] * several + [family] * (bool(family) and len(members) > 1)
         lines.append((" · ".join(parts), steps, values, family not in ("", "train")))
     return lines
 
