@@ -26,6 +26,7 @@ class World:
     n_actions: int | None = None  # None: continuous, then `action_dim`
     action_dim = 1
     horizon: int  # steps of an episode; of bandits: rounds
+    pictures = False  # whether an observation is a picture, flattened, with some numbers behind it
     states = None  # float32 [S s] every observation there is, where that is a short list
     contexts = ()  # kinds of contexts that were asked for, where there is a choice
     defining = None  # names in `tasks` of what a task is, where the others follow from these; None: all

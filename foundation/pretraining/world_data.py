@@ -3,6 +3,7 @@
 Nothing is stored: a batch is a pure function of (seed, step), its tasks and contexts are drawn from the world.
 """
 
+import logging
 from collections import Counter
 
 import lightning as L
@@ -18,6 +19,7 @@ from pipelines import schema
 from pipelines.schema import DataError
 from pipelines.trajectories import Spaces
 
+log = logging.getLogger("foundation-policy")
 
 class WorldData(L.LightningDataModule):
     """Options as in configs/data/bandit.yaml; the members are those of TrajectoryData."""
@@ -55,6 +57,10 @@ class WorldData(L.LightningDataModule):
         """The network's config with what follows from the world filled in."""
         if "query" not in net:
             raise DataError(f"{net['_target_']} does not learn from contexts, which data= draws here; use method=dpt")
+        if self.world.pictures and not net.get("encoder"):
+            log.warning('%s shows pictures and the net has no encoder: it takes them as %d numbers. For pictures:'
+                        ' method.net.next_state=false "method.net.encoder={_target_: models.vision.PictureEncoder}"',
+                        type(self.world).__name__, self.world.state_dim)  # fmt: skip
         known = {"state_dim": self.world.state_dim, "action_dim": 1, "n_actions": self.world.n_actions,
                  "context": self.longest}  # fmt: skip
         return {name: known.get(name) if value is None else value for name, value in net.items()}
@@ -92,7 +98,8 @@ class WorldData(L.LightningDataModule):
         trainer = self.trainer
         total = self.steps * trainer.accumulate_grad_batches
         sampler = Steps(total, trainer.global_step * trainer.accumulate_grad_batches)
-        dataset = Batches(self, (self.seed, TRAIN), "train", None, trainer.global_rank, trainer.world_size)
+        ranks = trainer.global_rank, trainer.world_size
+        dataset = Batches(self, (self.seed, TRAIN), "train", None, *ranks, trainer.accumulate_grad_batches)
         return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.workers)
 
     def val_dataloader(self):
@@ -100,26 +107,28 @@ class WorldData(L.LightningDataModule):
 
 
 class Batches(Dataset):
-    """Item t = batch t: a context as a trajectory's [b n ...], QUERY [b k s], PLACE int64 [p], TARGET [b p].
+    """Item t = batch t, `parts` of them to an update: a context as a trajectory's [b n ...], QUERY [b k s], PLACE int64
+    [p], TARGET [b p].
 
     One state is asked about after each of p numbers of transitions (k = 1), or p states, one after each (k = p). Of
     validation there is one batch, of so many held-out tasks, with FLOOR [b p] where the world knows its posterior; of
     several kinds of contexts it has the first.
     """
 
-    def __init__(self, data, key, split, held_out=None, rank=0, world_size=1):
+    def __init__(self, data, key, split, held_out=None, rank=0, world_size=1, parts=1):
         self.data, self.key, self.split, self.held_out = data, key, split, held_out
-        self.rank, self.world_size, self.kept = rank, world_size, None
+        self.rank, self.world_size, self.parts, self.kept = rank, world_size, parts, None
 
     def __len__(self):
-        return self.data.steps if self.held_out is None else 1
+        return self.data.steps * self.parts if self.held_out is None else 1
 
     def __getitem__(self, step):
         if self.held_out is not None:
             self.kept = self.kept or self._held_out()
             return self.kept
-        data, rows = self.data, self.data.rows(step) * self.world_size
-        generator, length = torch.Generator().manual_seed(seed_of(*self.key, step)), data.length_at(step)
+        data, update = self.data, step // self.parts
+        rows, length = data.rows(update) * self.world_size, data.length_at(update)
+        generator = torch.Generator().manual_seed(seed_of(*self.key, step))
         place = torch.arange(length + 1)
         if data.queries is not None:
             place = torch.randint(length + 1, (data.queries,), generator=generator).sort().values

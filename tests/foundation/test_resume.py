@@ -88,6 +88,19 @@ def test_pretraining_goes_on_bit_for_bit(method, data_for, init_for, tmp_path, k
     same(tmp_path / "straight", tmp_path / "stopped")
 
 
+def test_contexts_that_grow_go_on_bit_for_bit(tmp_path, kill):
+    more = ["data=dark_room", "data.length=[4,9]", "data.queries=3", "data.world.contexts=[iid,posterior]"]
+    more += [f"method.net.{option}" for option in ("query=last", "positions=none", "mixing=none")]
+    kill(None)
+    run_pretrain("dpt", tmp_path / "straight", None, *more)
+    kill(5)
+    with pytest.raises(Killed):
+        run_pretrain("dpt", tmp_path / "stopped", None, *more)
+    kill(None)
+    run_pretrain("dpt", tmp_path / "stopped", None, *more)
+    same(tmp_path / "straight", tmp_path / "stopped")
+
+
 def test_accumulated_gradients_go_on_bit_for_bit(play_shards, tmp_path, kill):
     kill(None)
     more = ["trainer.accumulate_grad_batches=3", "steps=4", "checkpoint_every=1", "validate_every=2"]

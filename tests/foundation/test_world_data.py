@@ -93,6 +93,25 @@ def test_lengths_take_turns():
     assert batches(given)[7][REWARD].shape == (8, 4) and batches(given)[8][REWARD].shape == (4, 9)
 
 
+def test_a_length_counts_updates_however_many_batches_one_has():
+    given = data(length=[4, 9], shares=[0.5, 0.5], steps=2)
+    parts = Batches(given, (0, TRAIN), "train", parts=3)
+    assert len(parts) == 6
+    assert [parts[i][REWARD].shape[1] for i in range(6)] == [4, 4, 4, 9, 9, 9]
+    assert not same(parts[0], parts[1])
+
+
+def test_pictures_without_an_encoder_are_told(caplog):
+    net = {"_target_": "models.in_context.InContext", "state_dim": None, "query": "last", "encoder": None}
+    given = data(ROOM)
+    given.world.pictures = True
+    given.derive(net)
+    assert "PictureEncoder" in caplog.text
+    caplog.clear()
+    given.derive({**net, "encoder": {"_target_": "models.vision.PictureEncoder"}})
+    assert not caplog.text
+
+
 def test_what_the_network_is_told():
     net = {"state_dim": None, "n_actions": None, "action_dim": None, "context": None, "query": "last"}
     derived = data(ROOM, length=[6, 9]).derive(net)

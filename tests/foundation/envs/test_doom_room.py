@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from foundation import collect, evaluate, hub, pretrain
-from foundation.envs.doom_room import COLOURS, FORWARD, HEADINGS, LEFT, RIGHT, SIZE, STAY, DoomRoom, pictures
+from foundation.envs.doom_pictures import COLOURS, HEADINGS, SIZE, pictures
+from foundation.envs.doom_room import FORWARD, LEFT, RIGHT, STAY, DoomRoom
 from foundation.envs.worlds import per_row
 from models.vision import PictureEncoder
 from pipelines.schema import ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, DataError
