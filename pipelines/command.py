@@ -9,11 +9,12 @@ import platform
 import shlex
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import hydra
+from filelock import FileLock, Timeout
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -22,6 +23,7 @@ from pipelines.schema import DataError
 from pipelines.values import CONFIGS, check_values, explain
 
 USER_ERRORS = (DataError, OSError, OmegaConfBaseException)  # OSError: missing files, full disks, no permission
+LOCK_SECONDS = 5
 log = logging.getLogger("foundation-policy")
 
 
@@ -78,12 +80,31 @@ def execute(function, cfg):
     writes = "trainer" not in cfg or first_process()  # only training starts several processes for one run.dir
     if not writes:
         return dict(function(cfg) or {})
-    with described(folder, cfg):
+    with alone(folder) if "trainer" in cfg else nullcontext(), described(folder, cfg):
         summary = dict(function(cfg) or {})
     summary["minutes"] = round((time.monotonic() - start) / 60, 3)
     write_summary(folder / "summary.json", summary)
     log.info("summary: %s", folder / "summary.json")
     return summary
+
+
+@contextmanager
+def alone(folder):
+    """Holds the run directory; DataError if another training has it. The lock ends with its process, however that does.
+
+    A run that is requeued waits for LOCK_SECONDS until the one before has gone.
+    """
+    lock = FileLock(folder / ".lock", timeout=LOCK_SECONDS)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise DataError(f"another training writes to {folder}; wait for its end, or set run.dir=<folder>") from error
+    except NotImplementedError:
+        log.warning("the file system of %s knows no locks: nothing keeps a second training out", folder)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

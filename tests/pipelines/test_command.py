@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from pipelines import command as commands
 from pipelines import peek as command
 from pipelines.command import CONFIGS, execute
 from pipelines.schema import DataError
@@ -70,3 +71,16 @@ def test_a_command_that_fails_leaves_the_description_of_an_earlier_run(tmp_path)
     with pytest.raises(DataError):
         run(2, DataError("strict=true"), finished=True)  # says so of its own results
     assert OmegaConf.load(tmp_path / "config.yaml").value == 2
+
+
+def test_a_folder_in_which_one_trains_takes_no_second(tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "LOCK_SECONDS", 0.1)
+    second = "from pipelines.command import alone\nwith alone(Path('{}')): print('in', flush=True); input()"
+    child = [sys.executable, "-c", "from pathlib import Path\n" + second.format(tmp_path)]
+    with subprocess.Popen(child, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(DataError, match="another training writes to"), commands.alone(tmp_path):
+            pass
+        other.kill()
+    with commands.alone(tmp_path):  # a killed process holds nothing
+        pass
