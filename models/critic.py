@@ -5,18 +5,7 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
-
-class EnsembleLinear(nn.Module):
-    """One linear layer per member, [e m i] -> [e m o], as one batched product; initialised as nn.Linear."""
-
-    def __init__(self, members, inputs, outputs):
-        super().__init__()
-        bound = inputs**-0.5
-        self.weight = nn.Parameter(torch.empty(members, inputs, outputs).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(members, 1, outputs).uniform_(-bound, bound))
-
-    def forward(self, x):
-        return torch.baddbmm(self.bias, x, self.weight)  # e m o
+from models.mlp import EnsembleLinear
 
 
 class EnsembleCritic(nn.Module):
