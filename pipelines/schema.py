@@ -48,6 +48,8 @@ TOKENS = "tokens"  # int64 [b n] of a language
 QUERY = "query"  # float32 [b k s] states for which an in-context policy is asked; the context is [b n ...]
 PLACE = "place"  # int64 [k] after how many transitions of the context
 FLOOR = "floor"  # float32 [b p] cross-entropy of the exact posterior at every answer
+GOAL = "goal"  # float32 [b s] a state to be reached, of a batch of single steps: its other arrays are [b ...] too
+REACHED = "reached"  # bool [b] the step's state is that goal, being the same row of the data
 TARGET = "target"  # the right action there, as ACTION: int64 [b k] or float32 [b k a]
 
 RECORDED, PSEUDO, NONE = "recorded", "pseudo", "none"  # provenance of actions
