@@ -232,7 +232,11 @@ class Evaluation:
 
 
 def rivals(world, tasks, kind):
-    """{name: learner} to compare with, where the world has them."""
+    """{name: learner} to compare with, where the world has them.
+
+    Thompson sampling keeps the noise and the prior that policies are trained with: a shift is one for it as well. The
+    posterior knows the world at hand.
+    """
     a, online = world.n_actions, kind == "online"
     if isinstance(world, LinearBandit):
         prior = {"mean": 0.0, "variance": 1.0}

@@ -59,6 +59,9 @@ def command(name):
             state["composing"] = True
             try:
                 return entry(*arguments)
+            except KeyboardInterrupt:
+                print(f"\n{name}: interrupted", file=sys.stderr)
+                sys.exit(130)
             except Exception as error:
                 known = isinstance(error, (*USER_ERRORS, HydraException))
                 if "debug=true" in sys.argv or not (known or state["composing"]):

@@ -84,3 +84,11 @@ def test_a_folder_in_which_one_trains_takes_no_second(tmp_path, monkeypatch):
         other.kill()
     with commands.alone(tmp_path):  # a killed process holds nothing
         pass
+
+
+def test_an_interrupt_is_no_crash(tmp_path):
+    body = "from pipelines.command import command\n@command('peek')\ndef main(cfg): raise KeyboardInterrupt\nmain()"
+    child = [sys.executable, "-c", body, "shards=x", f"run.dir={tmp_path}"]
+    ended = subprocess.run(child, capture_output=True, text=True, timeout=200)
+    assert ended.returncode == 130
+    assert "peek: interrupted" in ended.stderr and "Traceback" not in ended.stderr
