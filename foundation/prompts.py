@@ -1,0 +1,224 @@
+"""What a policy of skills can be told without more training: a goal, a reward, a plan, a demonstration (HILP,
+arXiv:2402.15567).
+
+    prompts = Prompts(hub.load("outputs/hilp"))
+    prompt = prompts.goal(g)  # or .plan(g, states), .reward(states, following, rewards), .demonstration(states)
+    skill = prompt(states)    # [b z] for the states [b s] that b environments show now
+
+Axes: b environments, n samples, m exemplars, s numbers of a state, z of a latent. Skills have length 1, as in training.
+"""
+
+import numpy as np
+import torch
+
+from foundation.rollout import take
+from models.hilbert import HilbertPolicy
+from pipelines.schema import CONDITION, OBSERVATION, DataError
+from pipelines.trajectories import Spaces
+from pipelines.trajectory_windows import Normalizer
+
+ROWS = 8192  # states encoded at once
+PROMPTS = ("goal", "plan")
+
+
+class Prompts:
+    """The prompts of a loaded policy (a Bundle with a models.hilbert.HilbertPolicy). States are as environments show
+    them; they are normalised here as in training."""
+
+    def __init__(self, bundle, device="cpu"):
+        if not isinstance(bundle.net, HilbertPolicy):
+            raise DataError(f"prompts are for policies of skills (method=hilp), this is a {type(bundle.net).__name__}")
+        self.net, self.device = bundle.net.to(device).eval(), device
+        statistics = bundle.statistics or {}
+        self.normalizer = Normalizer.from_dict(statistics) if "state_mean" in statistics else None
+        self.representation = self.net.representation
+
+    def goal(self, goals=None):
+        """To goals [b s] or [s]: z = (phi(g) - phi(s)) / its length, anew in every state."""
+        return GoalPrompt(self, goals)
+
+    def plan(self, goals=None, exemplars=None, neighbours=50, recursions=3):
+        """To goals [b s] or [s] by way of midpoints among the states `exemplars` [m s]."""
+        return PlanPrompt(self, goals, exemplars, neighbours, recursions)
+
+    def reward(self, observation, next_observation, reward, ridge=0.0):
+        """To where rewards [n] of steps [n s] -> [n s] are high: z ~ least squares of the reward on phi's features.
+
+        ridge: added to the features' mean square, for few samples. DataError for rewards that say nothing.
+        """
+        feature = self.features(observation, next_observation).double()
+        reward = torch.as_tensor(reward, dtype=torch.float64, device=self.device).flatten()
+        n, z = feature.shape
+        if len(reward) != n:
+            raise DataError(f"a reward prompt of {n} steps has {len(reward)} rewards; expected one for each")
+        if not torch.isfinite(reward).all():
+            raise DataError("a reward prompt holds rewards that are no finite numbers; leave such steps out")
+        if n < z:
+            raise DataError(f"a reward prompt of {n} samples cannot tell {z} latent numbers apart; give {z} or more,"
+                            " better some thousands")  # fmt: skip
+        if reward.max() == reward.min():
+            raise DataError(f"all {n} rewards are {float(reward[0]):g}: every skill is as good; give steps with others")
+        gram = feature.T @ feature / n + ridge * torch.eye(z, dtype=torch.float64, device=self.device)
+        return FixedPrompt(unit(torch.linalg.lstsq(gram, (feature.T @ reward / n)[:, None]).solution[:, 0].float()))
+
+    def demonstration(self, states):
+        """Along a demonstration [n s]: z ~ the mean of its steps' features; of features=difference, last - first."""
+        states = self.seen(states)
+        if len(states) < 2:
+            raise DataError(f"a demonstration of {len(states)} states shows no way; give at least 2")
+        return FixedPrompt(unit(self.features_of(states[:-1], states[1:]).mean(0)))
+
+    # latents
+
+    def seen(self, states):
+        """As the network takes them, float32 [n s] on its device; DataError unless they fit and are finite."""
+        states = torch.atleast_2d(torch.as_tensor(states, dtype=torch.float32))
+        if states.ndim != 2 or states.shape[1] != self.net.state_dim:
+            raise DataError(f"states {list(states.shape)}: expected {self.net.state_dim} numbers each, [n s]")
+        if not torch.isfinite(states).all():
+            raise DataError("a state of the prompt is no finite number; check where it comes from")
+        if self.normalizer is not None:
+            states = torch.from_numpy(self.normalizer(states.cpu().numpy()))
+        return states.to(self.device)
+
+    @torch.no_grad()
+    def latent(self, states):
+        """phi [n z] of states as environments show them."""
+        return torch.cat([self.representation.latent(part) for part in self.seen(states).split(ROWS)])
+
+    def features(self, observation, next_observation):
+        """What a skill is multiplied with to be rewarded, of steps [n s] -> [n s]; [n z]."""
+        observation, next_observation = self.seen(observation), self.seen(next_observation)
+        if len(observation) != len(next_observation):
+            raise DataError(f"{len(observation)} states and {len(next_observation)} following ones: expected as many")
+        return self.features_of(observation, next_observation)
+
+    @torch.no_grad()
+    def features_of(self, observation, next_observation):
+        phi = self.representation
+        pairs = zip(observation.split(ROWS), next_observation.split(ROWS), strict=True)
+        return torch.cat([phi.feature(phi.latent(now), phi.latent(following)) for now, following in pairs])
+
+
+class FixedPrompt:
+    """The same skill everywhere."""
+
+    def __init__(self, skill):
+        self.skill = skill  # [z]
+
+    def __call__(self, states):
+        return self.skill.expand(len(states), -1)
+
+    def aim(self, rows, goals):
+        """Goals of some environments changed."""
+
+    def keep(self, rows):
+        """Goes on in these environments only."""
+
+
+class GoalPrompt:
+    """A direction towards goals; they may be given, or changed, row by row."""
+
+    def __init__(self, prompts, goals=None):
+        self.prompts, self.target = prompts, None
+        if goals is not None:
+            self.target = prompts.latent(goals)  # b z or 1 z
+
+    def __call__(self, states):
+        if self.target is None:
+            raise DataError("this prompt has no goal yet; give one to `goal` or `plan`")
+        latent = self.prompts.latent(states)
+        return unit(self.towards(latent) - latent)
+
+    def towards(self, latent):
+        """The latents [b z] to go to from these."""
+        return self.target
+
+    def aim(self, rows, goals):
+        """Sets the goals [r s] of the environments bool [b] or int [r] `rows`."""
+        new = self.prompts.latent(goals)
+        if self.target is None:
+            self.target = new.new_zeros(len(rows), new.shape[1])
+        self.target[rows] = new
+
+    def keep(self, rows):
+        self.target = take(self.target, rows)
+
+
+class PlanPrompt(GoalPrompt):
+    """By way of midpoints: among the exemplars' latents w the `neighbours` with the least
+    max(||w - phi(s)||, ||w - phi(g)||) are averaged, and their mean is the goal of the next of `recursions`.
+
+    The distances of all exemplars to the goals are kept from step to step.
+    """
+
+    def __init__(self, prompts, goals, exemplars, neighbours=50, recursions=3):
+        if exemplars is None:
+            raise DataError("a plan looks for midpoints among states of the data: give it some, [m s]")
+        metric = prompts.representation.metric
+        if metric != "l2":
+            raise DataError(f"a plan needs distances between latents (metric=l2), this policy has metric={metric}")
+        self.exemplars = prompts.latent(exemplars)  # m z
+        if not 1 <= neighbours <= len(self.exemplars) or recursions < 1:
+            raise DataError(f"neighbours={neighbours}, recursions={recursions}: expected 1 to {len(self.exemplars)}"
+                            " (the exemplars), and at least 1")  # fmt: skip
+        self.neighbours, self.recursions, self.far = neighbours, recursions, None
+        super().__init__(prompts, goals)
+        if self.target is not None:
+            self.far = torch.cdist(self.target, self.exemplars)  # b m
+
+    def towards(self, latent):
+        near, far, target = torch.cdist(latent, self.exemplars), self.far, self.target
+        for i in range(self.recursions):
+            far = torch.cdist(target, self.exemplars) if i else far
+            best = torch.maximum(near, far).topk(self.neighbours, -1, largest=False, sorted=False).indices  # b k
+            target = self.exemplars[best].mean(1)
+        return target
+
+    def aim(self, rows, goals):
+        super().aim(rows, goals)
+        if self.far is None:
+            self.far = self.target.new_zeros(len(self.target), len(self.exemplars))
+        self.far[rows] = torch.cdist(self.target[rows], self.exemplars)
+
+    def keep(self, rows):
+        super().keep(rows)
+        self.far = take(self.far, rows)
+
+
+class PromptedActor:
+    """Acts on vectors with a policy of skills. Goals are those of the environments, which say them as `goal` [s]."""
+
+    def __init__(self, bundle, prompt="goal", seed=0, greedy=True, device="cpu"):
+        """prompt: goal, or what a method of `Prompts` returned."""
+        self.prompts = Prompts(bundle, device)
+        self.prompt = self.prompts.goal() if isinstance(prompt, str) else prompt
+        self.net, self.seed, self.greedy = self.prompts.net, seed, greedy
+        self.spaces = Spaces.from_dict(bundle.config["spaces"])
+
+    def start(self, slots):
+        self.slots, self.generator = list(slots), torch.Generator().manual_seed(self.seed)
+        self.needs = not isinstance(self.prompt, FixedPrompt)
+        if self.needs and any(getattr(slot.environment, "goal", None) is None for slot in slots):
+            raise DataError("this task has no goals for the policy to be told; choose one that has, such as point_maze")
+
+    def keep(self, rows):
+        self.slots = [self.slots[i] for i in rows]
+        self.prompt.keep(torch.as_tensor(rows))
+
+    @torch.no_grad()
+    def act(self, frame):
+        """Frame of b environments -> b actions."""
+        if self.needs and frame.first.any():
+            goals = [slot.environment.goal for slot, first in zip(self.slots, frame.first, strict=True) if first]
+            self.prompt.aim(torch.from_numpy(frame.first), torch.as_tensor(np.stack(goals), dtype=torch.float32))
+        skill = self.prompt(frame.observation)
+        now = {OBSERVATION: self.prompts.seen(frame.observation), CONDITION: skill}
+        distribution, _, _ = self.net.step(now, None, {})
+        action = distribution.mode() if self.greedy else distribution.cpu().sample(self.generator)
+        return list(self.spaces.from_unit(self.net.unit(action).cpu().numpy()))
+
+
+def unit(x):
+    """x [... z] at length 1; 0 stays 0, where a goal is reached."""
+    return x / x.norm(dim=-1, keepdim=True).clamp(min=1e-6)
