@@ -28,7 +28,9 @@ def kind(net):
     """A key of `pipelines.card.TASKS`."""
     if isinstance(net, LanguageModel):
         return "language"
-    return "policy" if hasattr(net, "step") else "inverse-dynamics"
+    if hasattr(net, "step"):
+        return "policy"
+    return "representation" if hasattr(net, "phi") else "inverse-dynamics"
 
 
 def save_trained(folder, net, net_config, data, summary, cfg, statistics=None, started="random weights", base=None):

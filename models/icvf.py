@@ -62,15 +62,16 @@ class Icvf(nn.Module):
             raise ValueError("a monolithic value has no phi: train head=multilinear, or use `encode`")
         return self.head.phi(self.encode(observation))
 
-    def values(self, states, outcomes, intent):
-        """V of each of n states under each of m outcomes: features of `encode` [k n b e], [k m b e], [k b e] ->
-        [k n m b]."""
-        return self.head(states, outcomes, intent)
+    def values(self, states, outcomes):
+        """V(s, s+, z) of each of n states under each of m outcomes, the last of which is the intent z; lists of
+        observations [b ...] -> [k n m b]. Every observation is encoded once."""
+        features = self.encode(torch.cat([*states, *outcomes]))
+        features = rearrange(features, "k (n b) e -> k n b e", n=len(states) + len(outcomes))
+        return self.head(features[:, : len(states)], features[:, len(states) :])
 
     def forward(self, observation, outcome, intent):
         """V(s, s+, z), [k b]."""
-        s, goal, z = self.encode(torch.cat([observation, outcome, intent])).chunk(3, 1)
-        return rearrange(self.values(s[:, None], goal[:, None], z), "k 1 1 b -> k b")
+        return self.values([observation], [outcome, intent])[:, 0, 0]
 
 
 class Multilinear(nn.Module):
@@ -84,12 +85,13 @@ class Multilinear(nn.Module):
         self.transform = Activated(members, dim, dim, layers)
         self.matrix_a, self.matrix_b = (EnsembleLinear(members, dim, dim).scaled() for _ in range(2))
 
-    def forward(self, states, outcomes, intent):
-        t = self.transform(self.psi(intent))[:, None]  # k 1 b d
+    def forward(self, states, outcomes):
+        """Features [k n b e], [k m b e] -> [k n m b]; the last outcome is the intent."""
+        psi = on_rows(self.psi, outcomes)  # k m b d
+        t = self.transform(psi[:, -1])[:, None]  # k 1 b d
         left = on_rows(self.matrix_a, t * on_rows(self.phi, states))  # k n b d
-        right = on_rows(self.matrix_b, t * on_rows(self.psi, outcomes))  # k m b d
-        left, right = at_least_float(left[:, :, None]), at_least_float(right[:, None])
-        return (left * right).sum(-1)  # k n m b
+        right = on_rows(self.matrix_b, t * psi)  # k m b d
+        return (at_least_float(left[:, :, None]) * at_least_float(right[:, None])).sum(-1)  # k n m b
 
 
 class Monolithic(nn.Module):
@@ -99,9 +101,10 @@ class Monolithic(nn.Module):
         super().__init__()
         self.net = EnsembleMLP(members, 3 * inputs, 1, dim, layers, "relu", norm=False)
 
-    def forward(self, states, outcomes, intent):
+    def forward(self, states, outcomes):
+        """As that of `Multilinear`."""
         shape = (states.shape[0], states.shape[1], *outcomes.shape[1:])  # k n m b e
-        parts = (states[:, :, None], outcomes[:, None], intent[:, None, None])
+        parts = (states[:, :, None], outcomes[:, None], outcomes[:, None, -1:])
         x = rearrange([part.expand(shape) for part in parts], "three k n m b e -> k (n m b) (three e)")
         return at_least_float(self.net(x)).reshape(shape[:-1])
 

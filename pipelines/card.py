@@ -7,8 +7,12 @@ import yaml
 LIBRARY = "foundation-policy"
 TASKS = {  # words of the hub
     "policy": "reinforcement-learning", "inverse-dynamics": "video-classification", "language": "text-generation",
+    "representation": "feature-extraction",
 }  # fmt: skip
-USES = {"policy": "init= or policy=", "inverse-dynamics": "idm=", "language": "init= or method.language.init="}
+USES = {
+    "policy": "init= or policy=", "inverse-dynamics": "idm=", "language": "init= or method.language.init=",
+    "representation": "init=",
+}  # fmt: skip
 
 
 def render(title, kind, lead, tables, command, **facts):

@@ -50,6 +50,8 @@ PLACE = "place"  # int64 [k] after how many transitions of the context
 FLOOR = "floor"  # float32 [b p] cross-entropy of the exact posterior at every answer
 GOAL = "goal"  # float32 [b s] a state to be reached, of a batch of single steps: its other arrays are [b ...] too
 REACHED = "reached"  # bool [b] the step's state is that goal, being the same row of the data
+INTENT = "intent"  # as GOAL, of vectors or uint8 [b h w c]: where the one who took the step is taken to be going
+INTENT_REACHED = "intent_reached"  # bool [b] as REACHED, of INTENT
 TARGET = "target"  # the right action there, as ACTION: int64 [b k] or float32 [b k a]
 
 RECORDED, PSEUDO, NONE = "recorded", "pseudo", "none"  # provenance of actions

@@ -57,3 +57,11 @@ class ClipAugment:
         stacked = rearrange(x, "t h w c -> 1 (t c) h w")  # one grid for the whole clip
         warped = F.grid_sample(stacked, grid, padding_mode="border", align_corners=False)
         return rearrange(warped, "1 (t c) h w -> t h w c", c=3)
+
+
+def shifted(frames, offset, pad):
+    """Frames moved by whole pixels, their edges repeated: uint8 [b h w c], int [b 2] (down, right) in [-pad, pad]."""
+    h, w = frames.shape[1:3]
+    padded = np.pad(frames, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="edge")
+    starts = pad - np.asarray(offset)
+    return np.stack([one[y : y + h, x : x + w] for one, (y, x) in zip(padded, starts, strict=True)])

@@ -107,7 +107,7 @@ def data_for(play_shards, held_out_shards, texts, tmp_path_factory):
     pushes = {}
 
     def shards(cfg):
-        if cfg.data._target_.endswith("ShardData"):
+        if cfg.data._target_.endswith(("ShardData", "IntentData")):
             return play_shards, held_out_shards
         if cfg.data._target_.endswith("TextData"):
             return texts, texts

@@ -59,8 +59,8 @@ def test_values_of_all_pairs_are_those_of_each(head):
     torch.manual_seed(0)
     net = Icvf(state_dim=3, dim=6, head=head)
     s, later, goal, z = torch.randn(4, B, 3)
-    fs, fl, fg, fz = net.encode(torch.cat([s, later, goal, z])).chunk(4, 1)
-    pairs = net.values(torch.stack([fs, fl], 1), torch.stack([fg, fz], 1), fz)
+    pairs = net.values([s, later], [goal, z])
+    assert pairs.shape == (2, 2, 2, B)
     for n, state in enumerate((s, later)):
         for m, outcome in enumerate((goal, z)):
             torch.testing.assert_close(pairs[:, n, m], net(state, outcome, z))
