@@ -56,9 +56,14 @@ class Job:
         found = {"version": CODE_VERSION, "tasks": tasks, "collection": self.collection, "seed": self.seed}
         if any("world" in task["env"] for task in self.tasks):
             found["worlds"] = WORLDS_VERSION
-        if played_by_policy(self.collection):
+        if played_by_policy(self):
             found["policy"] = loaded(self.collection["policy"]).sha256
         return found
+
+    @property
+    def ways(self):
+        """[(Variant, its share of the episodes)]"""
+        return variants(self.collection, styles(self.tasks))
 
     def fingerprint(self):
         return hashlib.sha256(disk.to_json(self.settings())).hexdigest()[:16]
@@ -117,16 +122,23 @@ def make_job(cfg, tasks):
         raise DataError(f"states.length={values['length']} is for states.behaviour=context; set task.env's own length")
     if ignored := [name for name in ("scale", "noise") if values["behaviour"] == CONTEXT and values[name] is not None]:
         raise DataError(f"states.{ignored[0]} changes how episodes are played; states.behaviour=context plays none")
-    values["noise"] = NOISE if values["noise"] is None else values["noise"]
-    if played_by_policy(values):
+    if values["noise"] is None:
+        values["noise"] = 0.0 if values["behaviour"] in styles(tasks) else NOISE  # a style has its own
+    job = Job(tuple(tasks), values, int(cfg.run.seed), Path(cfg.out).absolute())
+    if played_by_policy(job):
         loaded.cache_clear()  # there may be another one at the same place
         for task in tasks:  # before the first worker plays
             trained(environment(json.dumps(task)), values["policy"], values.get("target"))
-    return Job(tuple(tasks), values, int(cfg.run.seed), Path(cfg.out).absolute())
+    return job
 
 
-def played_by_policy(values):
-    return any(variant.behaviour == "policy" for variant, _ in variants(values))
+def styles(tasks):
+    """The ways to play that all of the tasks have of their own."""
+    return set.intersection(*(set(registry.env_class(task).styles) for task in tasks))
+
+
+def played_by_policy(job):
+    return any(variant.behaviour == "policy" for variant, _ in job.ways)
 
 
 def plan(job):
@@ -163,7 +175,7 @@ def process(item):
     if old and old["unit"] == work and (not old["shards"] or disk.finished(job.out, unit.name, work)):
         return {**old, "skipped": True}
     record = {"unit": work, "task": unit.task["name"], **{name: [] for name in COLUMNS}}
-    ways = assign(variants(job.collection), unit.stop)
+    ways = assign(job.ways, unit.stop)
     with ShardWriter(job.out, unit.name, SAMPLES_PER_SHARD, unit=work, fingerprint=job.fingerprint()) as writer:
         for number in range(unit.start, unit.stop):
             row = add_episode(writer, job, unit, number, ways[number])

@@ -119,13 +119,28 @@ def evaluate(actor, environments, protocol, who, prefix, watch=None):
     Of an actor that remembers the episodes before also `return@<n>`: that of every environment's n-th episode.
     """
     start = time.monotonic()
-    seeds = [evaluation_seed(protocol["seed"], i) for i in range(protocol["episodes"])]
+    tasks = protocol.get("tasks", 1)
+    seeds = [evaluation_seed(protocol["seed"], i, tasks) for i in range(protocol["episodes"])]
     episodes = play(actor, environments, seeds, watch, who)
-    numbers = summarise(episodes, prefix)
+    numbers = summarise(episodes, prefix) | (by_task(episodes, tasks, prefix) if tasks > 1 else {})
     frames = sum(e.frames for e in episodes)
     numbers[f"{prefix}/frames_per_second"] = frames / (time.monotonic() - start)
     say(who, numbers, prefix)
     return numbers | (by_number(episodes, seeds, len(environments), prefix) if remembers(actor) else {})
+
+
+def by_task(episodes, tasks, prefix):
+    """Mean return, and success where it is defined, of each of the tasks that the seeds go through."""
+    numbers = {}
+    for n in range(tasks):
+        own = [e for e in episodes if e.seed % tasks == n]
+        for name, values in (("return", [e.returns for e in own]), ("success", [e.success for e in own])):
+            if values and None not in values:
+                numbers[f"{prefix}/task{n + 1}/{name}"] = float(np.mean(values))
+    shown = {name.split("/")[-2]: value for name, value in numbers.items() if name.endswith("/success")}
+    if shown:
+        log.info("success by task: %s", "  ".join(f"{task} {value:.2f}" for task, value in shown.items()))
+    return numbers
 
 
 def remembers(actor):
@@ -282,7 +297,10 @@ def codec_for(bundle, environment):
 
 
 def protocol_of(cfg, task=None):
-    """{"episodes", "seed", "env"}: the task's evaluation protocol, with the command's `episodes` if it gives one."""
+    """{"episodes", "seed", "env"}: the task's evaluation protocol, with the command's `episodes` if it gives one.
+
+    Where it has `tasks`, episode i plays the i mod `tasks`-th of an environment whose task is that of its seed.
+    """
     evaluation = (cfg.task if task is None else task).evaluation
     protocol = {"seed": 0, "env": {}, **OmegaConf.to_container(evaluation, resolve=True)}
     protocol["episodes"] = protocol["episodes"] if cfg.episodes is None else cfg.episodes

@@ -37,9 +37,10 @@ def training_seed(seed, slot, episode):
     return int(np.random.SeedSequence([seed, slot, episode]).generate_state(1)[0]) % SEEDS
 
 
-def evaluation_seed(seed, episode):
-    """Seed of an evaluation episode, in [SEEDS, 2 SEEDS): never one of training."""
-    return SEEDS + int(np.random.SeedSequence([seed, episode]).generate_state(1)[0]) % SEEDS
+def evaluation_seed(seed, episode, tasks=1):
+    """Seed of an evaluation episode, in [SEEDS, 2 SEEDS): never one of training; modulo `tasks` it is the episode."""
+    found = SEEDS + int(np.random.SeedSequence([seed, episode]).generate_state(1)[0]) % (SEEDS - tasks + 1)
+    return found + (episode - found) % tasks
 
 
 @dataclass

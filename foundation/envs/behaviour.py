@@ -1,7 +1,7 @@
 """Who plays when episodes of vectors are collected: scripted, random or trained, made worse on request."""
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,8 +31,8 @@ class Variant:
         return self.behaviour + scale + (f"+{self.noise:g}" if self.noise else "")
 
 
-def variants(settings):
-    """[(Variant, its share of the episodes)] of the `states` block of the collect config."""
+def variants(settings, styles=()):
+    """[(Variant, its share of the episodes)] of the `states` block of the collect config; styles: of the task's own."""
     if settings["behaviour"] == CONTEXT and not settings["mix"]:
         return [(Variant(CONTEXT), 1.0)]
     behaviour = "scripted" if settings["behaviour"] == "expert" else settings["behaviour"]
@@ -51,10 +51,10 @@ def variants(settings):
     bad = [share for _, share in found if not 0 <= share <= 1]
     bad += [variant.noise for variant, _ in found if not variant.noise >= 0]
     kinds = {variant.behaviour for variant, _ in found}
-    if bad or not kinds <= set(KINDS) or not sum(share for _, share in found):
+    if bad or not kinds <= {*KINDS, *styles} or not sum(share for _, share in found):
         raise DataError(
             f"behaviour={settings['behaviour']}, mix={mix}, noise={settings['noise']}, noisy={settings['noisy']}:"
-            f" expected behaviours among {list(KINDS)}, shares in 0..1 and noise of at least 0"
+            f" expected behaviours among {[*KINDS, *styles]}, shares in 0..1 and noise of at least 0"
         )
     return [(variant, share) for variant, share in found if share]
 
@@ -81,6 +81,8 @@ class Behaviour:
         self.best = env.scripted()  # kept through the episode, and asked once a step: it may remember
         makers = {"scripted": lambda: self.best, "random": lambda: self._random}
         makers["policy"] = lambda: trained(env, address, target)
+        makers |= {style: partial(env.player, style, rng) for style in env.styles}
+        self.options = {"style": variant.behaviour} if variant.behaviour in env.styles else None  # of `reset`
         self.policy = makers[variant.behaviour]()
         if self.policy is None:
             raise DataError("this task has no scripted policy; collect with states.behaviour=random")
@@ -146,7 +148,7 @@ def play(env, behaviour, seed, label, stop_after=None):
     Where the environment has a scripted player, `optimal_action` is what that would have done, whoever played.
     """
     rows, optimal, led, success, left = [], [], [], None, None
-    observation, _ = env.reset(seed=seed)
+    observation, _ = env.reset(seed=seed, options=behaviour.options)
     while True:
         clean, executed = behaviour(observation)
         optimal.append(behaviour.optimal)

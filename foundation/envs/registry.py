@@ -40,9 +40,14 @@ def tasks_of(task):
     return [OmegaConf.to_container(one, resolve=True) for one in made]
 
 
+def env_class(task):
+    """The class of the environments of a task (its mapping)."""
+    return construct.find_class(task["env"]["_target_"], PACKAGE, object)
+
+
 def shows_vectors(task):
     """Whether the observations of a task (its mapping) are vectors instead of frames."""
-    return issubclass(construct.find_class(task["env"]["_target_"], PACKAGE, object), StateEnv)
+    return issubclass(env_class(task), StateEnv)
 
 
 def check_targets(value, path):

@@ -22,7 +22,12 @@ class StateEnv(gymnasium.Env):
     Actions are clipped to the bounds. After `episode_steps` (None: no limit) an episode is truncated. `info["success"]`
     is that of the step, where the task defines it; the last step's `info["episode"]` has the whole episode's, which is
     success at any step, beside return and frames. Subclasses define `_begin` and `_advance`.
+
+    styles: names of the task's own ways to play, for data. `reset(options={"style": name})` starts such an episode,
+    `player(name, rng)` is a function observation [s] -> action that plays it, noise included.
     """
+
+    styles = ()
 
     def __init__(self, spaces, fps, episode_steps=None, seed=None):
         self.spaces, self.fps = spaces, float(fps)
