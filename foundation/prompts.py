@@ -149,7 +149,7 @@ class PlanPrompt(GoalPrompt):
     """By way of midpoints: among the exemplars' latents w the `neighbours` with the least
     max(||w - phi(s)||, ||w - phi(g)||) are averaged, and their mean is the goal of the next of `recursions`.
 
-    The distances of all exemplars to the goals are kept from step to step.
+    The distances of all exemplars to the goals are kept from step to step; all are squared, which keeps their order.
     """
 
     def __init__(self, prompts, goals, exemplars, neighbours=50, recursions=3):
@@ -164,22 +164,28 @@ class PlanPrompt(GoalPrompt):
                             " (the exemplars), and at least 1")  # fmt: skip
         self.neighbours, self.recursions, self.far = neighbours, recursions, None
         super().__init__(prompts, goals)
+        self.lengths = self.exemplars.square().sum(-1)  # m
         if self.target is not None:
-            self.far = torch.cdist(self.target, self.exemplars)  # b m
+            self.far = self.squared(self.target)  # b m
 
     def towards(self, latent):
-        near, far, target = torch.cdist(latent, self.exemplars), self.far, self.target
+        near, far, target = self.squared(latent), self.far, self.target
         for i in range(self.recursions):
-            far = torch.cdist(target, self.exemplars) if i else far
+            far = self.squared(target) if i else far
             best = torch.maximum(near, far).topk(self.neighbours, -1, largest=False, sorted=False).indices  # b k
             target = self.exemplars[best].mean(1)
         return target
+
+    def squared(self, latent):
+        """Squared distances [b m] of latents [b z] to all exemplars."""
+        inner = torch.addmm(self.lengths, latent, self.exemplars.T, alpha=-2)
+        return inner.add_(latent.square().sum(-1, keepdim=True))
 
     def aim(self, rows, goals):
         super().aim(rows, goals)
         if self.far is None:
             self.far = self.target.new_zeros(len(self.target), len(self.exemplars))
-        self.far[rows] = torch.cdist(self.target[rows], self.exemplars)
+        self.far[rows] = self.squared(self.target[rows])
 
     def keep(self, rows):
         super().keep(rows)
