@@ -14,7 +14,7 @@ import numpy as np
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from foundation import evaluate_worlds, hub, overlay
+from foundation import distances, evaluate_worlds, hub, overlay
 from foundation.actors import (
     NoopActor,
     PlayerActor,
@@ -26,7 +26,9 @@ from foundation.actors import (
     UniformActor,
 )
 from foundation.envs import registry
+from foundation.prompts import Prompts, prompted
 from foundation.rollout import Environments, evaluation_seed
+from models.hilbert import HilbertPolicy
 from models.in_context import InContext
 from pipelines import checkpoint
 from pipelines.actions import ActionCodec
@@ -190,11 +192,13 @@ def score(task, bundle, cfg, prefix):
         overrides |= {} if bundle is None else {"size": bundle.size}
         overrides |= {"privileged": True} if "player" in (cfg.policy, *cfg.baselines) else {}
     with opened(task, min(cfg.environments, protocol["episodes"]), **overrides) as worlds:
-        film = Film(cfg.video, codec_for(bundle, worlds[0]).spec) if cfg.video else None
+        film = overlay.Film(cfg.video, codec_for(bundle, worlds[0]).spec) if cfg.video else None
         if vectors:
             numbers = score_targets(bundle, worlds, protocol, cfg, prefix)
         else:
             numbers = evaluate(frame_actor(bundle, worlds[0], cfg), worlds, protocol, "policy", prefix, film)
+        if bundle is not None and isinstance(bundle.net, HilbertPolicy) and hasattr(worlds[0], "distances"):
+            numbers |= distances.compare(Prompts(bundle, cfg.device), worlds[0], prefix)
         for name in cfg.baselines:
             numbers |= evaluate(baseline(name, worlds[0]), worlds, protocol, name, f"{prefix}/{name}")
         if film:
@@ -235,6 +239,10 @@ def sequence_actor(bundle, world, cfg, target=None):
     if bundle is None:
         return baseline(cfg.policy, world)
     check_spaces(bundle, world, cfg.policy, cfg.task.name)
+    if isinstance(bundle.net, HilbertPolicy):
+        return prompted(bundle, cfg.prompt or "goal", cfg.exemplars, cfg.run.seed, cfg.greedy is not False, cfg.device)
+    if cfg.prompt is not None:
+        raise DataError(f"prompt={cfg.prompt}: a {type(bundle.net).__name__} has no skills; give one of method=hilp")
     targets = bundle.statistics.get("targets", {})  # what fine-tuning asked for last
     target = targets.get(world.tags["task"]) if target is None else target
     return SequenceActor(bundle, target, cfg.run.seed, cfg.greedy is not False, cfg.device, cfg.cache, cfg.memory)
@@ -322,25 +330,6 @@ def opened(task, n, **overrides):
     finally:
         for environment in environments:
             environment.close()
-
-
-class Film:
-    """Collects the first `episodes` episodes at the environment's own resolution, with the pressed keys beside."""
-
-    def __init__(self, episodes, spec):
-        self.spec, self.frames = spec, {number: [] for number in range(episodes)}
-
-    def __call__(self, number, environment, action):
-        if number in self.frames:
-            caption = f"episode {number}, frame {len(self.frames[number])}"
-            self.frames[number].append(overlay.draw(environment.render(), action, None, self.spec, caption=caption))
-
-    def write(self, folder, fps):
-        """-> number of videos written as <folder>/episode-<number>.mp4."""
-        played = {number: frames for number, frames in self.frames.items() if frames}
-        for number, frames in played.items():
-            overlay.write_video(folder / f"episode-{number}.mp4", frames, fps)
-        return len(played)
 
 
 if __name__ == "__main__":

@@ -179,3 +179,22 @@ def _mix(a, b, share):
 @lru_cache
 def _font(size):
     return ImageFont.load_default(size)
+
+
+class Film:
+    """Collects the first `episodes` episodes at the environment's own resolution, with the pressed keys beside."""
+
+    def __init__(self, episodes, spec):
+        self.spec, self.frames = spec, {number: [] for number in range(episodes)}
+
+    def __call__(self, number, environment, action):
+        if number in self.frames:
+            caption = f"episode {number}, frame {len(self.frames[number])}"
+            self.frames[number].append(draw(environment.render(), action, None, self.spec, caption=caption))
+
+    def write(self, folder, fps):
+        """-> number of videos written as <folder>/episode-<number>.mp4."""
+        played = {number: frames for number, frames in self.frames.items() if frames}
+        for number, frames in played.items():
+            write_video(folder / f"episode-{number}.mp4", frames, fps)
+        return len(played)

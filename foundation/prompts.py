@@ -14,11 +14,11 @@ import torch
 from foundation.rollout import take
 from models.hilbert import HilbertPolicy
 from pipelines.schema import CONDITION, OBSERVATION, DataError
-from pipelines.trajectories import Spaces
+from pipelines.trajectories import Spaces, Trajectories
 from pipelines.trajectory_windows import Normalizer
 
 ROWS = 8192  # states encoded at once
-PROMPTS = ("goal", "plan")
+EXEMPLARS, NEIGHBOURS, RECURSIONS = 50_000, 50, 3  # states that a plan looks at, those in a midpoint, midpoints: HILP's
 
 
 class Prompts:
@@ -37,7 +37,7 @@ class Prompts:
         """To goals [b s] or [s]: z = (phi(g) - phi(s)) / its length, anew in every state."""
         return GoalPrompt(self, goals)
 
-    def plan(self, goals=None, exemplars=None, neighbours=50, recursions=3):
+    def plan(self, goals=None, exemplars=None, neighbours=NEIGHBOURS, recursions=RECURSIONS):
         """To goals [b s] or [s] by way of midpoints among the states `exemplars` [m s]."""
         return PlanPrompt(self, goals, exemplars, neighbours, recursions)
 
@@ -152,7 +152,7 @@ class PlanPrompt(GoalPrompt):
     The distances of all exemplars to the goals are kept from step to step; all are squared, which keeps their order.
     """
 
-    def __init__(self, prompts, goals, exemplars, neighbours=50, recursions=3):
+    def __init__(self, prompts, goals, exemplars, neighbours=NEIGHBOURS, recursions=RECURSIONS):
         if exemplars is None:
             raise DataError("a plan looks for midpoints among states of the data: give it some, [m s]")
         metric = prompts.representation.metric
@@ -196,7 +196,7 @@ class PromptedActor:
     """Acts on vectors with a policy of skills. Goals are those of the environments, which say them as `goal` [s]."""
 
     def __init__(self, bundle, prompt="goal", seed=0, greedy=True, device="cpu"):
-        """prompt: goal, or what a method of `Prompts` returned."""
+        """prompt: goal, or what a method of `Prompts` returned for this bundle."""
         self.prompts = Prompts(bundle, device)
         self.prompt = self.prompts.goal() if isinstance(prompt, str) else prompt
         self.net, self.seed, self.greedy = self.prompts.net, seed, greedy
@@ -223,6 +223,21 @@ class PromptedActor:
         distribution, _, _ = self.net.step(now, None, {})
         action = distribution.mode() if self.greedy else distribution.cpu().sample(self.generator)
         return list(self.spaces.from_unit(self.net.unit(action).cpu().numpy()))
+
+
+def prompted(bundle, prompt="goal", exemplars=None, seed=0, greedy=True, device="cpu"):
+    """The actor of a prompt that tells goals: goal | plan, through states of the trajectory shards `exemplars`."""
+    prompts = Prompts(bundle, device)
+    if prompt not in ("goal", "plan"):
+        raise DataError(f"prompt={prompt!r}: expected goal or plan")
+    if prompt == "goal":
+        return PromptedActor(bundle, prompts.goal(), seed, greedy, device)
+    if exemplars is None:
+        raise DataError("prompt=plan looks for midpoints in data: give exemplars=<trajectory shards>")
+    states = Trajectories.load(exemplars).observation
+    rows = np.random.default_rng(seed).permutation(len(states))[:EXEMPLARS]
+    plan = prompts.plan(None, states[rows], min(NEIGHBOURS, len(rows)))
+    return PromptedActor(bundle, plan, seed, greedy, device)
 
 
 def unit(x):

@@ -10,14 +10,14 @@ from functools import lru_cache
 
 import numpy as np
 
-from foundation.envs.maze_grid import MazeGrid
+from foundation.envs.maze_grid import REWARDS, MazeGrid
 from foundation.envs.states import StateEnv, require, single, unknown
 from pipelines.schema import DataError
 from pipelines.trajectories import Spaces
 
 FAMILY, VERSION = "pointmaze-", "-v0"
 MAZES = ("medium", "large", "giant", "teleport")
-GOALS, REWARDS = ("tasks", "random"), {"cost": (-1.0, 0.0), "sparse": (0.0, 1.0)}  # before the goal, at it
+GOALS = ("tasks", "random")
 STRIDE, SUBSTEPS = 0.2, 5  # units that an action of 1 moves the ball, steps of the engine after that
 NEAR = 1.0  # units from the goal that are success
 JITTER = 1.0  # starts and goals are that far from the middle of their cell at most, along each axis
@@ -73,6 +73,11 @@ class PointMaze(StateEnv):
         return [full_name(one) for one in (MAZES if name == "all" else [name])]
 
     # cells
+
+    @property
+    def steps_per_cell(self):
+        """Least actions from the middle of a cell to that of the next."""
+        return self._unit / STRIDE
 
     def distances(self):
         """Least steps from cell to cell, float32 [n n]; inf where there is no way. Teleports are none."""
