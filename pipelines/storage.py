@@ -63,7 +63,7 @@ class LocalFolder:
     def names(self):
         """Sorted names of the files."""
         if not self.root.is_dir():
-            made = f"`python -m pipelines.ingest out={self.root} videos=...` makes one"
+            made = "pipelines.ingest makes one of videos, foundation.collect of play, pipelines.exchange of other data"
             raise DataError(f"no folder of shards at {self.root}; {made}")
         return sorted(os.listdir(self.root))
 

@@ -22,7 +22,8 @@ from pipelines.schema import DataError
 from pipelines.shards import file_damage
 
 REMEDIES = {  # what to re-run, by the first word of a shard's name
-    "clips": "python -m pipelines.ingest with the same videos=, out= and settings; it redoes only these",
+    "clips": "what made them (pipelines.ingest, foundation.collect or pipelines.exchange) with the same out= and"
+    " settings; it redoes only these",
     "labels": "python -m pipelines.label with the same clips=, idm=, out= and settings; it redoes only these",
     "": "the command that made them",
 }
@@ -71,7 +72,7 @@ def main(cfg):
     if damage:
         summary["samples_damaged"] = sum(item.samples or 0 for item in damage)
         write_summary(Path(cfg.run.dir) / "summary.json", summary)
-        raise DamageFound(f"{len(damage)} problems found, listed above with what to re-run")
+        raise DamageFound(f"{len(damage)} problem{'s' * (len(damage) > 1)} found, listed above with what to re-run")
     log.info("no damage found")
     return summary
 
