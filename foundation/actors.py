@@ -4,6 +4,7 @@ An actor has `start(slots)` at the first frame, `act(frame) -> actions`, and `ke
 """
 
 import logging
+from functools import partial
 
 import numpy as np
 import torch
@@ -86,7 +87,8 @@ class PlayerActor:
 
     def start(self, slots):
         self.slots = slots
-        self.players = [ScriptedPlayer(slot.environment, self.seed + slot.index, **self.style) for slot in slots]
+        makers = [getattr(slot.environment, "player", partial(ScriptedPlayer, slot.environment)) for slot in slots]
+        self.players = [make(self.seed + slot.index, **self.style) for slot, make in zip(slots, makers, strict=True)]
 
     def keep(self, rows):
         self.slots, self.players = [self.slots[i] for i in rows], [self.players[i] for i in rows]

@@ -1,6 +1,7 @@
 """python -m foundation.collect task=doom_freeplay hours=0.5 out=plays: a scripted player as video + action log.
 
-For tasks whose observations are vectors, such as metaworld: trajectory shards, see `foundation.collect_states`.
+For tasks whose observations are vectors, such as metaworld: trajectory shards, see `foundation.collect_states`; for
+maze_video, whose frames cost nothing: clip shards, see `foundation.collect_clips`.
 """
 
 import logging
@@ -16,14 +17,14 @@ import numpy as np
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from foundation import collect_states
+from foundation import collect_clips, collect_states
 from foundation.envs.doom_engine import TICS_PER_SECOND
+from foundation.envs.maze_video import MazeVideo
 from foundation.envs.recording import Session, read_log, record
-from foundation.envs.registry import load_task, tasks_of
+from foundation.envs.registry import env_class, load_task, tasks_of
 from foundation.envs.states import StateEnv
 from pipelines.actions import DOOM, ActionCodec
 from pipelines.command import command
-from pipelines.construct import find_class
 from pipelines.ingest import DATASET, claim
 from pipelines.schema import DataError
 
@@ -36,6 +37,8 @@ def main(cfg):
     """Records the videos, or collects the episodes of vectors, that are still missing; then counts all of them."""
     if states := state_tasks(cfg):
         return collect_states.collect(cfg, states, processes(cfg))
+    if drawn := clip_tasks(cfg):
+        return collect_clips.collect(cfg, drawn, processes(cfg))
     sessions = plan(cfg)
     out = Path(cfg.out).absolute()
     fresh = not (out / DATASET).exists()
@@ -59,11 +62,21 @@ def main(cfg):
 
 def state_tasks(cfg):
     """One mapping per task of vectors; [] where the tasks show frames, DataError where some do."""
+    return of_kind(cfg, StateEnv, "tasks of frames with tasks of vectors")
+
+
+def clip_tasks(cfg):
+    """One mapping per task that draws its own frames; [] where an engine does, DataError where some do."""
+    return of_kind(cfg, MazeVideo, "mazes with maps of ViZDoom")
+
+
+def of_kind(cfg, kind, mixture):
+    """The tasks if the environments of all are of a kind, [] if none are."""
     tasks = [one for task in (cfg.task, *cfg.also) for one in tasks_of(task)]
-    vectors = [issubclass(find_class(task["env"]["_target_"], "foundation", object), StateEnv) for task in tasks]
-    if any(vectors) and not all(vectors):
-        raise DataError("task and `also` mix tasks of frames with tasks of vectors; collect them one after the other")
-    return tasks if all(vectors) else []
+    found = [issubclass(env_class(task), kind) for task in tasks]
+    if any(found) and not all(found):
+        raise DataError(f"task and `also` mix {mixture}; collect them one after the other")
+    return tasks if all(found) else []
 
 
 def processes(cfg):

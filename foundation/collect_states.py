@@ -65,6 +65,11 @@ class Job:
         """[(Variant, its share of the episodes)]"""
         return variants(self.collection, styles(self.tasks))
 
+    def rows(self, unit, writer):
+        """Writes the episodes of a unit and yields the values of COLUMNS of each."""
+        ways = assign(self.ways, unit.stop)
+        return (add_episode(writer, self, unit, number, ways[number]) for number in range(unit.start, unit.stop))
+
     def fingerprint(self):
         return hashlib.sha256(disk.to_json(self.settings())).hexdigest()[:16]
 
@@ -88,7 +93,11 @@ class Unit:
 
 def collect(cfg, tasks, processes):
     """Collects what is missing of `tasks` (mappings, see registry.tasks_of) -> flat summary of all of it."""
-    job = make_job(cfg, tasks)
+    return carry_out(make_job(cfg, tasks), processes)
+
+
+def carry_out(job, processes):
+    """Makes the units of a Job that are missing -> flat summary of all of them."""
     units = plan(job)
     claim(job.out, job.settings())
     start = time.monotonic()
@@ -175,10 +184,8 @@ def process(item):
     if old and old["unit"] == work and (not old["shards"] or disk.finished(job.out, unit.name, work)):
         return {**old, "skipped": True}
     record = {"unit": work, "task": unit.task["name"], **{name: [] for name in COLUMNS}}
-    ways = assign(job.ways, unit.stop)
     with ShardWriter(job.out, unit.name, SAMPLES_PER_SHARD, unit=work, fingerprint=job.fingerprint()) as writer:
-        for number in range(unit.start, unit.stop):
-            row = add_episode(writer, job, unit, number, ways[number])
+        for row in job.rows(unit, writer):
             for name, value in zip(COLUMNS, row, strict=True):
                 record[name].append(value)
     record["shards"] = len(writer.committed)

@@ -26,7 +26,8 @@ FIRST = "first"  # bool [t] first frame of an episode
 EFFECTIVE = "effective"  # bool [t k+2] the key or mouse axis visibly did something; scoring only, never an input
 KEY_PROBABILITIES = "key_probabilities"  # float16 [t k] labeller's probability that the key is held
 CAMERA_PROBABILITIES = "camera_probabilities"  # float16 [t 2 bins] labeller's distribution over mouse bins per axis
-COVERAGE = "coverage"  # bool [t] False where no label could be made
+COVERAGE = "coverage"  # bool [t] False where no label could be made, and on a frame after an episode's last action
+POSITION = "position"  # float32 [t n] where a frame was taken, in the world's own unit; scoring only, never an input
 # of an episode of vectors also, for its t steps, what `pipelines.trajectories` lists, and
 FINAL_OBSERVATION = "final_observation"  # float32 [s] what the last action led to
 OPTIMAL_ACTION = "optimal_action"  # optional, as ACTION: that of the best policy at hand, on what ACTION was chosen on

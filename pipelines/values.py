@@ -77,12 +77,12 @@ TABLE = {  # of names that are null, empty, required or taken from elsewhere in 
     " labels logs message model nulls out policy reference repo revision sheet shards targets task to tokenizer train"
     " truth weights",
     ("text or a list of texts", any_of(is_text, list_of(is_text))): "runs videos",
-    LISTS[NUMBER]: "shares",
+    LISTS[NUMBER]: "goals shares",
     LISTS[TEXT]: "also heldout observation only pretrained",
-    COUNT: "action_dim camera_null camera_on context episode_steps episodes height length limit max_timestep n_actions"
-    " n_bins n_buttons n_camera n_keys queries state_dim stop_after stride threads vocabulary width workers",
+    COUNT: "action_dim camera_null camera_on context episode_steps episodes height length limit maps max_timestep"
+    " n_actions n_bins n_buttons n_camera n_keys queries state_dim stop_after stride threads vocabulary width workers",
     NUMBER: "fps hours noise returns_scale reward_scale target_entropy timeout_seconds",
-    BOOL: "carry greedy",
+    BOOL: "carry greedy roam",
     GROUP: "augment base encoder numbers tags where",
     ("a number or text", is_label): "return_scale validation",
     ("a number, text or a list of them", any_of(is_label, list_of(is_label))): "target",

@@ -10,6 +10,7 @@ from pipelines.schema import DataError
 
 WAYS = ((-1, 0), (0, -1), (1, 0), (0, 1))  # (row, column), in the order in which ties of equal distance are decided
 WALL, FREE = "#", "."
+REWARDS = {"cost": (-1.0, 0.0), "sparse": (0.0, 1.0)}  # of mazes: of a step elsewhere, of one to the goal
 
 
 class MazeGrid:
@@ -74,6 +75,29 @@ class MazeGrid:
         open_ = self.neighbours >= 0
         corridor = (open_ == (True, False, True, False)).all(1) | (open_ == (False, True, False, True)).all(1)
         return self.main[~corridor[self.main]]
+
+    @classmethod
+    def carved(cls, rooms, loops, rng):
+        """A maze of `rooms` x `rooms` cells two apart: a tree of ways between them, from a random depth-first walk, and
+        each of the other walls between two rooms opened with probability `loops`.
+        """
+        walls = np.ones((2 * rooms + 1,) * 2, bool)
+        walls[1::2, 1::2] = False
+        seen, path = np.zeros((rooms, rooms), bool), [tuple(rng.integers(rooms, size=2).tolist())]
+        seen[path[0]] = True
+        while path:
+            row, column = path[-1]
+            ahead = [(row + down, column + right) for down, right in WAYS]
+            ahead = [cell for cell in ahead if min(cell) >= 0 and max(cell) < rooms and not seen[cell]]
+            if not ahead:
+                path.pop()
+                continue
+            path.append(ahead[rng.integers(len(ahead))])
+            seen[path[-1]] = True
+            walls[row + path[-1][0] + 1, column + path[-1][1] + 1] = False
+        between = np.add.outer(np.arange(len(walls)), np.arange(len(walls))) % 2 == 1
+        between[[0, -1]] = between[:, [0, -1]] = False
+        return cls(walls & ~(between & (rng.random(walls.shape) < loops)))
 
     def at(self, row, column):
         """Number of a free cell, or of the free cell nearest to a wall that a body was pressed into."""
