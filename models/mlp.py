@@ -16,9 +16,16 @@ class EnsembleLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(members, inputs, outputs).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(members, 1, outputs).uniform_(-bound, bound))
 
-    def forward(self, x, member=None):
-        """member: compute this one only, [1 b i] -> [1 b o]."""
-        return torch.baddbmm(of(self.bias, member), x, of(self.weight, member))  # e b o
+    def forward(self, x, member=None, norm=None):
+        """member: compute this one only, [1 b i] -> [1 b o]. norm: an EnsembleNorm whose scale and shift x still lacks.
+
+        They are multiplied into the weights, of which there are fewer than there are numbers in x.
+        """
+        weight, bias = of(self.weight, member), of(self.bias, member)
+        if norm is not None:
+            scale, shift = of(norm.weight, member), of(norm.bias, member)
+            weight, bias = scale.mT * weight, torch.baddbmm(bias, shift, weight)
+        return torch.baddbmm(bias, x, weight)  # e b o
 
     def scaled(self, scale=1.0):
         """Initialised by variance scaling instead: uniform, variance = scale / mean of inputs and outputs; bias 0."""
@@ -29,7 +36,7 @@ class EnsembleLinear(nn.Module):
 
 
 class EnsembleNorm(nn.Module):
-    """One layer norm per member, [e b d] -> [e b d]."""
+    """One layer norm per member, [e b d] -> [e b d]; the layer after it applies its scale and shift."""
 
     def __init__(self, members, width, epsilon=1e-6):
         super().__init__()
@@ -37,9 +44,8 @@ class EnsembleNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(members, 1, width))
         self.epsilon = epsilon
 
-    def forward(self, x, member=None):
-        x = F.layer_norm(x, x.shape[-1:], eps=self.epsilon)
-        return torch.addcmul(of(self.bias, member), x, of(self.weight, member))
+    def forward(self, x):
+        return F.layer_norm(x, x.shape[-1:], eps=self.epsilon)
 
 
 class EnsembleMLP(nn.Module):
@@ -63,26 +69,28 @@ class EnsembleMLP(nn.Module):
 
     def forward(self, x, member=None):
         """member: compute this one only, -> [1 b o]. The last layer is float32 also under autocast."""
-        return precise(self.out, self.hidden(x, member), member)
+        return precise(self.out, self.hidden(x, member), member, self.norms[-1] if self.norms else None)
 
     def hidden(self, x, member=None):
-        """What the last layer reads, [e b d]."""
+        """Outputs of the last hidden layer, [e b d], where there are norms without the scale and shift of the last."""
         if x.ndim == 2:
             x = x.expand(self.members if member is None else 1, -1, -1)
-        activate = ACTIVATIONS[self.activation]
+        activate, norm = ACTIVATIONS[self.activation], None
         for i, linear in enumerate(self.linears):
-            x = activate(linear(x, member))
-            x = self.norms[i](x, member) if self.norms else x
+            x = activate(linear(x, member, norm))
+            if self.norms:
+                norm = self.norms[i]
+                x = norm(x)
         return x
 
 
-def precise(linear, x, member=None):
+def precise(linear, x, member=None, norm=None):
     """EnsembleLinear on [e ... i] -> [e ... o], in the type of its weights also under autocast.
 
     Values reach 1 / (1 - gamma) and are compared to differences of about 1, where bfloat16 has steps of a half.
     """
     with torch.autocast(x.device.type, enabled=False):
-        return linear(x.to(linear.weight.dtype).flatten(1, -2), member).unflatten(1, x.shape[1:-1])
+        return linear(x.to(linear.weight.dtype).flatten(1, -2), member, norm).unflatten(1, x.shape[1:-1])
 
 
 def of(parameter, member):
