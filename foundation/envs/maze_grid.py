@@ -99,6 +99,13 @@ class MazeGrid:
         between[[0, -1]] = between[:, [0, -1]] = False
         return cls(walls & ~(between & (rng.random(walls.shape) < loops)))
 
+    def between(self, a, b):
+        """Least steps between the cells of positions [... 2], (row, column) in cells: those of stored clips, say."""
+        a, b = (self.number[tuple(np.moveaxis(np.asarray(p).astype(int), -1, 0))] for p in (a, b))
+        if min(a.min(), b.min()) < 0:
+            raise DataError("a position lies in a wall; expected those of an agent in this maze")
+        return self.distances[a, b]
+
     def at(self, row, column):
         """Number of a free cell, or of the free cell nearest to a wall that a body was pressed into."""
         number = self.number[row, column]

@@ -53,6 +53,13 @@ def test_rooms_are_cells_where_one_can_turn_or_must_turn_back():
     assert len(MazeGrid.from_rows(TWO_PARTS).main) == 8
 
 
+def test_distances_between_places_are_those_of_their_cells():
+    grid = MazeGrid.from_rows(SMALL)
+    np.testing.assert_array_equal(grid.between([[1.2, 1.9], [3.5, 3.5]], [[3.1, 1.1], [1.0, 1.0]]), [2, 6])
+    with pytest.raises(DataError, match="in a wall"):
+        grid.between([2.5, 2.5], [1.5, 1.5])
+
+
 def test_rows_are_the_maze_as_text():
     assert MazeGrid.from_rows(SMALL).rows == SMALL
     assert MazeGrid.from_rows(SMALL).at(2, 2) in (MazeGrid.from_rows(SMALL).number[1, 2], 4)  # of a wall: the nearest
