@@ -69,8 +69,13 @@ def mlp(ensemble, member):
         layers.append(nn.Linear(*linear.weight.shape[1:]))
         layers[-1].weight.data.copy_(linear.weight[member].T)
         layers[-1].bias.data.copy_(linear.bias[member, 0])
-        if i < len(ensemble.linears):
-            layers += [nn.GELU("tanh"), nn.LayerNorm(linear.weight.shape[2], 1e-6)] if ensemble.norms else [nn.ReLU()]
+        if linear is ensemble.out:
+            break
+        layers.append(nn.GELU("tanh") if ensemble.norms else nn.ReLU())
+        if ensemble.norms:
+            layers.append(nn.LayerNorm(linear.weight.shape[2], 1e-6))
+            layers[-1].weight.data.copy_(ensemble.norms[i].weight[member, 0])
+            layers[-1].bias.data.copy_(ensemble.norms[i].bias[member, 0])
     return nn.Sequential(*layers)
 
 

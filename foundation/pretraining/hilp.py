@@ -42,6 +42,9 @@ class HilpTask(PretrainTask):
         for name, value, options in (("schedule", schedule, SCHEDULES), ("ema", ema, ("before", "after"))):
             if value not in options:
                 raise DataError(f"method.{name}={value!r}: expected one of {list(options)}")
+        if not (0 <= gamma < 1 and 0 < expectile < 1 and 0 < skill_expectile < 1 and 0 < tau <= 1):
+            given = f"gamma={gamma}, expectile={expectile}, skill_expectile={skill_expectile}, tau={tau}"
+            raise DataError(f"method: {given}: expected [0, 1), (0, 1), (0, 1), (0, 1]")
         self.gamma, self.expectile, self.skill_expectile = gamma, expectile, skill_expectile
         self.temperature, self.clip, self.tau, self.ema = temperature, clip, tau, ema
         self.schedule, self.representation_steps = schedule, representation_steps

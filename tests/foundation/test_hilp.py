@@ -156,6 +156,7 @@ def test_discrete_actions_and_a_mean_that_is_saved(walks, tmp_path):
         (["data.skills=5"], "skills have 6 numbers, data.skills=5"),
         (["method.schedule=alternate"], "schedule='alternate'"),
         (["method.schedule=frozen"], "give init="),
+        (["method.tau=0"], r"tau=0.*\(0, 1\]"),
         (["method.ema=during"], "ema='during'"),
         (["method.net.metric=l1"], "metric='l1'"),
         (["method.net.n_actions=3"], "n_actions=3, the data None"),
