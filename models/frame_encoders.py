@@ -19,7 +19,7 @@ class FrameEncoder(nn.Module):
 
     kind: `impala` (arXiv:1802.01561, in the form of VPT's release: 256 numbers of the flattened map) | `resnet` (the
     mean over the map of a pre-activation ResNet, `channels[-1]` numbers: V-PTR's kind at a size for small frames).
-    channels: of each scale; IMPALA halves the picture at every scale, the ResNet from the second on.
+    channels: of each scale, which halves the picture.
     """
 
     def __init__(self, kind, height, width, channels=(16, 32, 32)):
@@ -57,9 +57,8 @@ class ResNetV2(nn.Module):
     def __init__(self, channels):
         super().__init__()
         self.stem = StandardConv(3, channels[0], 3, padding=1)
-        pairs = [(channels[max(0, i - 1)], c, 1 + (i > 0)) for i, c in enumerate(channels)]
-        blocks = [[PreActivation(a, c, stride), *(PreActivation(c, c) for _ in range(BLOCKS - 1))]
-                  for a, c, stride in pairs]  # fmt: skip
+        pairs = zip([channels[0], *channels], channels, strict=False)
+        blocks = [[PreActivation(a, b, 2), *(PreActivation(b, b) for _ in range(BLOCKS - 1))] for a, b in pairs]
         self.blocks = nn.Sequential(*(block for scale in blocks for block in scale))
         self.norm = group_norm(channels[-1])
 
