@@ -1,5 +1,8 @@
 """HILP through the command: batches, targets, schedules, what is saved, wrong inputs, and that it learns distances."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -167,6 +170,22 @@ def test_discrete_actions_and_a_mean_that_is_saved(walks, tmp_path):
 def test_wrong_inputs(overrides, message, pushes, tmp_path):
     with pytest.raises(DataError, match=message):
         train(pushes, tmp_path, *overrides)
+
+
+TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["joint", "two_stage"])
+def test_two_processes_equal_one(schedule, pushes, tmp_path):
+    options = [*TINY, f"data.train={pushes}", f"method.schedule={schedule}", "steps=4"]
+    unused = ["trainer.strategy=ddp_find_unused_parameters_true"] if schedule == "two_stage" else []
+    for folder, more in (("one", ["data.batch_size=8"]), ("two", [*TWO, *unused, "data.batch_size=4"])):
+        line = [sys.executable, "-m", "foundation.pretrain", f"run.dir={tmp_path / folder}", *options, *more]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 5e-4  # sums in another order; lr 3e-4
 
 
 # learning
