@@ -73,17 +73,18 @@ SHARES = (
     lambda value: list_of(is_number)(list(value.values()) if is_group(value) else value),
 )
 TABLE = {  # of names that are null, empty, required or taken from elsewhere in the YAML
-    TEXT: "after answers artifact basedir best clean clip_model clips cursor_image dir dpt dt format from idm init keep"
-    " labels logs message model nulls out policy reference repo revision sheet shards targets task to tokenizer train"
-    " truth weights",
+    TEXT: "after answers artifact basedir best clean clip_model clips cursor_image dir dpt dt exemplars format from idm"
+    " init keep labels logs message model normalise nulls out policy prompt reference repo revision sheet shards"
+    " targets task to tokenizer train truth weights",
     ("text or a list of texts", any_of(is_text, list_of(is_text))): "runs videos",
     LISTS[NUMBER]: "goals shares",
     LISTS[TEXT]: "also heldout observation only pretrained",
     COUNT: "action_dim camera_null camera_on context episode_steps episodes height length limit maps max_timestep"
-    " n_actions n_bins n_buttons n_camera n_keys queries state_dim stop_after stride threads vocabulary width workers",
-    NUMBER: "fps hours noise returns_scale reward_scale target_entropy timeout_seconds",
+    " n_actions n_bins n_buttons n_camera n_keys queries representation_steps skills state_dim stop_after stride"
+    " threads vocabulary width workers",
+    NUMBER: "fps gamma gradient_clip_val hours noise returns_scale reward_scale target_entropy timeout_seconds",
     BOOL: "carry greedy roam",
-    GROUP: "augment base encoder numbers tags where",
+    GROUP: "augment base encoder numbers shift tags where",
     ("a number or text", is_label): "return_scale validation",
     ("a number, text or a list of them", any_of(is_label, list_of(is_label))): "target",
     ("a number or a list of numbers", any_of(is_number, list_of(is_number))): "high low scale state_mean state_std",

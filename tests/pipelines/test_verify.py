@@ -76,7 +76,7 @@ DAMAGE = {
 def test_every_damage_is_found_and_named(clips, tmp_path, kind, capsys):
     spoil, reason = DAMAGE[kind]
     spoil(clips)
-    with pytest.raises(verify.DamageFound, match="problems? found"):
+    with pytest.raises(verify.DamageFound, match=r"problems? found"):
         run_verify(clips, tmp_path)
     shown = capsys.readouterr().out
     assert "DAMAGED clips-00000" in shown
