@@ -217,6 +217,8 @@ def target_return(target, statistics):
         if not quantiles:
             raise DataError(f"target={target}: the model does not say what returns its data had; give a number")
         return float(np.interp(share, *zip(*quantiles, strict=True)))
+    if not np.isfinite(target):
+        raise DataError(f"target={target}: expected a finite return, or a quantile such as q0.9")
     if quantiles and target > quantiles[-1][1]:
         log.warning("target=%g is beyond the best return of the training data, %g (q1)", target, quantiles[-1][1])
     return float(target)

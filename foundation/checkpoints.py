@@ -207,8 +207,8 @@ def check_same_run(path, config, world_size):
     if differing:
         changes = "; ".join(f"{n}: {before[n]} then, {now[n]} now" for n in differing[:6])
         raise DataError(
-            f"{path} belongs to a run with another config ({changes}); set them back, choose another run.dir,"
-            " or start again with resume=never"
+            f"{path} belongs to a run with another config ({changes}); set them back, choose another run.dir (for"
+            " several seeds 'run.dir=outputs/<name>/seed${run.seed}'), or start again with resume=never"
         )
 
 

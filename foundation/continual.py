@@ -36,6 +36,8 @@ def main(cfg):
     """Summary: average performance, forgetting, forward transfer, selection and retention; and every last score."""
     tasks, known = registry.tasks_of(cfg.task), names_of_pretrained(cfg)
     names, folder = [task["name"] for task in tasks], run_folder(cfg)
+    if cfg.init is None:
+        raise DataError("init=<folder> is missing: a policy to be taught more, such as a run of method=mddt")
     first = evaluate.load_policy(cfg.init)
     check(cfg, names)
     statistics = statistics_of(cfg, names, first.statistics)

@@ -210,6 +210,8 @@ def score_targets(bundle, worlds, protocol, cfg, prefix):
     """A policy on vectors, asked for `cfg.target`; of a list, for each, under `<prefix>/target=<t>`."""
     if not OmegaConf.is_list(cfg.target):
         return evaluate(sequence_actor(bundle, worlds[0], cfg, cfg.target), worlds, protocol, "policy", prefix)
+    if not cfg.target:
+        raise DataError("target=[]: expected a return to ask for, or several")
     numbers = {}
     for target in cfg.target:
         actor, name = sequence_actor(bundle, worlds[0], cfg, target), f"target={target}"

@@ -55,8 +55,9 @@ def main(cfg):
         targets = Targets(cfg.target, asked, acting["target_factor"], acting["recent"], bundle.statistics)
         quiet = dataclasses.replace(bundle, statistics=without_quantiles(bundle.statistics))
         score = Scores(cfg, tasks, quiet, targets, n)
+        agent, stream = prepared(cfg, algo, acting["noise"], quiet, data, worlds, targets)  # refuses before it plays
         before = untrained(folder, start, score, worlds, bundle, data) if cfg.evaluate_before else {}
-        trained = fit(cfg, folder, algo, acting["noise"], quiet, data, worlds, targets, score, start)
+        trained = fit(cfg, folder, algo, agent, stream, score, start)
         after = score("fine-tuned", "finetune")
     summary = {**before, **after, **trained}
     keep(cfg, folder, bundle, data, targets, summary)
@@ -210,12 +211,16 @@ class Evaluations(Callback):
 # training
 
 
-def fit(cfg, folder, algo, noise, bundle, data, worlds, targets, score, start=None):
-    """Trains the policy of `bundle` in place -> flat numbers."""
+def prepared(cfg, algo, noise, bundle, data, worlds, targets):
+    """(what learns, around the policy of `bundle`; the stream of what it learns from)"""
     agent = make_agent(cfg, algo["agent"], bundle)
     clip = not isinstance(agent, PPO)  # whose probabilities are those of what was drawn
     collector = Collector(worlds, bundle, targets, noise, cfg.run.seed, device_of(cfg), clip)
-    stream = make_stream(cfg, algo["stream"], agent, collector, bundle, data, worlds)
+    return agent, make_stream(cfg, algo["stream"], agent, collector, bundle, data, worlds)
+
+
+def fit(cfg, folder, algo, agent, stream, score, start=None):
+    """Trains the agent's policy in place -> flat numbers."""
     experience = callbacks.Experience(stream, cfg.window)
     total = max(len(stream), 1)
     show = callbacks.Progress(total, "update", show=lambda _: {"frames": stream.frames, **experience.averages()})

@@ -29,7 +29,7 @@ class Adapted(nn.Module):
         self.trunk, self.width = trunk, trunk.width
         trunk.requires_grad_(train == "full")
         if train == "lora":
-            targets = found_targets(trunk) if targets is None else targets
+            targets = [targets] if isinstance(targets, str) else found_targets(trunk) if targets is None else targets
             check_targets(trunk, targets)
             add_lora(trunk, rank, alpha, dropout, targets)
             for name, parameter in trunk.named_parameters():

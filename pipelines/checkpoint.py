@@ -69,6 +69,7 @@ def save(folder, net_config, net, extras, card):
     if isinstance(extras.get("actions"), ActionSpec):
         extras["actions"] = extras["actions"].to_dict()
     config = {"schema": SCHEMA_VERSION, "net": plain(net_config, "net"), **plain(extras, "extras")}
+    config["measured"] = sorted(statistics)  # so that a lost statistics.json is missed
     check_targets(config["net"])
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,6 +121,9 @@ def read(folder):
     net = build_to_fit(config["net"], weights, folder)
     net.load_state_dict(weights)
     statistics = read_statistics(folder, weights_sha256)
+    if lost := sorted(set(config.get("measured", ())) - statistics.keys()):
+        raise DataError(f"{folder / STATISTICS} is missing or lacks {lost[:5]}, without which the model would act on"
+                        " inputs of another unit; copy the whole folder again")  # fmt: skip
     return Bundle(net.eval(), spec, size, fps, config, statistics, content_hash(config, statistics, weights_sha256))
 
 
@@ -183,10 +187,14 @@ def read_config(folder):
     if not folder.is_dir():
         raise DataError(f"{folder} is not a hub folder: expected a folder with {CONFIG} and {WEIGHTS}")
     if not (folder / CONFIG).is_file():
+        if (folder / "config.json").is_file():
+            raise DataError(f"{folder} has no {CONFIG} but a config.json: a folder of transformers? `python -m"
+                            f" pipelines.convert dt={folder} out=<folder>` makes a hub folder of it")  # fmt: skip
         raise DataError(f"{folder} has no {CONFIG}: not a hub folder, or its writer was stopped before the end")
     config = untrusted.read_yaml(folder / CONFIG, MAX_CONFIG_BYTES)
     if not isinstance(config, dict) or "net" not in config:
-        raise DataError(f"{folder / CONFIG} has no `net` entry: not the config of a hub folder")
+        raise DataError(f"{folder / CONFIG} has no `net` entry: not the config of a hub folder; of a run that failed or"
+                        " has several models give the folder of one")  # fmt: skip
     if config.get("schema") != SCHEMA_VERSION:
         raise DataError(
             f"{folder / CONFIG} has schema {config.get('schema')!r}, this version reads {SCHEMA_VERSION};"

@@ -75,8 +75,8 @@ SHARES = (
 TABLE = {  # of names that are null, empty, required or taken from elsewhere in the YAML
     TEXT: "after answers artifact basedir best clean clip_model clips cursor_image dir dpt dt exemplars format from idm"
     " init keep labels logs message model normalise nulls out policy prompt reference repo revision sheet shards"
-    " targets task to tokenizer train truth weights",
-    ("text or a list of texts", any_of(is_text, list_of(is_text))): "runs videos",
+    " task to tokenizer train truth weights",
+    ("text or a list of texts", any_of(is_text, list_of(is_text))): "runs targets videos",
     LISTS[NUMBER]: "goals shares",
     LISTS[TEXT]: "also heldout observation only pretrained",
     COUNT: "action_dim camera_null camera_on context episode_steps episodes height length limit maps max_timestep"
@@ -213,6 +213,11 @@ def kind(name, default):
 
 def explain(error, name):
     """What Hydra's error about an override of the command means, with the names that may have been meant."""
+    lost = re.search(r"Could not find '([^/']+)/([^']+)'", str(error))
+    if lost and (Path(CONFIGS) / lost[1]).is_dir():
+        known = sorted(path.stem for path in (Path(CONFIGS) / lost[1]).glob("*.yaml"))
+        near = [f"{lost[1]}={one}" for one in get_close_matches(lost[2], known, 3, 0.5)]
+        return f"there is no {lost[1]}={lost[2]}; " + (hint(near) if near else f"there are {', '.join(known)}")
     found = re.match(r"Could not override '([^']+)'", str(error))
     if not found:
         return str(error)

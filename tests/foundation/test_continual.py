@@ -119,7 +119,7 @@ def test_what_cannot_work_is_refused_before_training(sequence, tmp_path, start):
         (["task.name=[pull,jump]"], "no episodes with"),
         (["metric=score"], "success or return"),
         (["data.normalise=all"], "set them alike"),
-        (["init=null"], "policy=<folder> is missing"),
+        (["init=null"], "init=<folder> is missing"),
     ):
         with pytest.raises(DataError, match=message):
             sequence("l2m", tmp_path / "refused", *overrides)

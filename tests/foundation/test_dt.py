@@ -121,6 +121,8 @@ def test_targets(caplog):
     assert target_return("q0.75", statistics) == 15.0
     assert target_return(None, statistics) == pytest.approx(18.0)
     assert target_return(7, statistics) == 7.0 and not caplog.text
+    with pytest.raises(DataError, match="target=nan"):
+        target_return(float("nan"), statistics)
     assert target_return(21, statistics) == 21.0 and "beyond the best return" in caplog.text
     for bad in ("best", "q2", "q"):
         with pytest.raises(DataError, match=r"q0\.9"):

@@ -102,7 +102,8 @@ def test_user_errors_say_what_to_do(policy, shards, tmp_path):
         (["algo=td3_aux", *cart], "numbers as actions"),
     ):  # fmt: skip
         with pytest.raises(DataError, match=message):
-            run(finetune, "finetune", *base, *options, "evaluate_before=false")
+            run(finetune, "finetune", *base, *options)  # before anything is played: nothing was scored
+        assert not (tmp_path / "before.json").exists()
 
 
 @pytest.fixture(scope="module")
@@ -133,5 +134,6 @@ def test_td3_aux_beats_the_frozen_policy_that_saw_poor_play(poor, tmp_path):
     algo = finetune_states.plain(cfg.algo)
     for name in ("environments", "noise", "target_factor", "recent"):
         algo["stream"].pop(name)
-    finetune_states.fit(cfg, tmp_path, algo, 0.1, bundle, data, worlds, targets, None)
+    agent, stream = finetune_states.prepared(cfg, algo, 0.1, bundle, data, worlds, targets)
+    finetune_states.fit(cfg, tmp_path, algo, agent, stream, None)
     assert got(targets("push")) > frozen + 3

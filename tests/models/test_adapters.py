@@ -84,6 +84,7 @@ def test_a_hub_folder_brings_adapters_back(tmp_path):
 
 
 def test_nonsense_is_refused():
+    assert learning(Adapted(trunk(), "lora", targets="down")) == learning(Adapted(trunk(), "lora", targets=["down"]))
     for options, message in (({"targets": ["c_attn"]}, "no linear layer of the trunk is called"),
                              ({"targets": []}, "no linear layer"), ({"train": "half"}, "expected one of")):  # fmt: skip
         with pytest.raises(ValueError, match=message):

@@ -1,4 +1,3 @@
-import json
 import pickle
 
 import numpy as np
@@ -190,8 +189,12 @@ def test_statistics_that_are_not_json_are_told(folder):
     (folder / "statistics.json").write_text("{")
     with pytest.raises(DataError, match="not JSON"):
         checkpoint.load(folder)
-    (folder / "statistics.json").unlink()
-    assert json.dumps(checkpoint.load(folder).statistics) == "{}"
+    for lost in ("{}", None):  # a policy would act on states that are not normalised
+        (folder / "statistics.json").unlink() if lost is None else (folder / "statistics.json").write_text(lost)
+        with pytest.raises(DataError, match=r"statistics.json is missing or lacks \['mean'\]"):
+            checkpoint.load(folder)
+    edit(folder, lambda config: config.pop("measured"))  # of a version that did not list them
+    assert checkpoint.load(folder).statistics == {}
 
 
 def test_changed_values_are_told_and_can_be_allowed(folder, tmp_path):
