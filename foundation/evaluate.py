@@ -245,6 +245,8 @@ def sequence_actor(bundle, world, cfg, target=None):
         return prompted(bundle, cfg.prompt or "goal", cfg.exemplars, cfg.run.seed, cfg.greedy is not False, cfg.device)
     if cfg.prompt is not None:
         raise DataError(f"prompt={cfg.prompt}: a {type(bundle.net).__name__} has no skills; give one of method=hilp")
+    if target is not None and bundle.config.get("condition") == "none":
+        log.warning("target=%s is passed over: %s was trained with data.condition=none", target, cfg.policy)
     targets = bundle.statistics.get("targets", {})  # what fine-tuning asked for last
     target = targets.get(world.tags["task"]) if target is None else target
     return SequenceActor(bundle, target, cfg.run.seed, cfg.greedy is not False, cfg.device, cfg.cache, cfg.memory)

@@ -114,7 +114,8 @@ class TextData(TokenData):
         super().__init__(batch_size, workers, length, steps, seed)
         if not train:
             raise DataError(
-                "data.train is not set; give a folder of text files, or data=markov for a chain that needs none"
+                "no text to learn from: set data.train to a folder of text files, or data=markov, a chain that needs none"
+                " (beside a policy: method.language.text.train, or data@method.language.text=markov)"
             )
         files, held = text_files(train), []
         if isinstance(validation, float):
