@@ -114,7 +114,7 @@ class TextData(TokenData):
         super().__init__(batch_size, workers, length, steps, seed)
         if not train:
             raise DataError(
-                "no text to learn from: set data.train to a folder of text files, or data=markov, a chain that needs none"
+                "no text to learn from: set data.train to a folder of text files, or data=markov, a chain needing none"
                 " (beside a policy: method.language.text.train, or data@method.language.text=markov)"
             )
         files, held = text_files(train), []

@@ -112,7 +112,7 @@ def test_what_does_not_fit(train, language, pushes, tmp_path):
         train("relu", init, "method.net.activation=relu")
     with pytest.raises(DataError, match="10 kinds of tokens"):
         train("kinds", init, *CHAIN, "method.language.text.states=11", "method.language.text_weight=1")
-    with pytest.raises(DataError, match=r"data\.train is not set"):
+    with pytest.raises(DataError, match=r"no text to learn from"):
         train("unset", "method.language.text_weight=1")
     with pytest.raises(DataError, match="no linear layer of the trunk"):
         train("targets", "method.net.trunk.targets=[c_attn]")

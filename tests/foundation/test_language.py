@@ -41,7 +41,7 @@ def test_text_is_learned_beyond_its_frequencies(tmp_path, texts):
     data = [f"data.train={texts}", f"data.validation={texts}", "data.batch_size=8"]
     summary = train(tmp_path, *data, *QUICK, "steps=50", "validate_every=50")
     assert summary["validation/loss"] < summary["validation/frequencies_only"] / 2
-    with pytest.raises(DataError, match=r"data\.train is not set"):
+    with pytest.raises(DataError, match=r"no text to learn from"):
         train(tmp_path / "unset")
 
 
