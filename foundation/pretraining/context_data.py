@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from foundation.envs.worlds import differences
-from foundation.pretraining.token_data import HELD_OUT, TRAIN, Steps
+from foundation.pretraining.token_data import HELD_OUT, TRAIN, by_step
 from foundation.pretraining.trajectory_data import TrajectoryData, describe
 from pipelines import schema
 from pipelines.schema import DataError
@@ -102,9 +102,7 @@ class ContextData(TrajectoryData):
     def train_dataloader(self):
         trainer, dataset = self.trainer, self.dataset
         dataset.rank, dataset.world_size = trainer.global_rank, trainer.world_size
-        total = self.steps * trainer.accumulate_grad_batches
-        sampler = Steps(total, trainer.global_step * trainer.accumulate_grad_batches)
-        return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.workers)
+        return by_step(dataset, trainer, self.steps, self.workers)
 
     def val_dataloader(self):
         return [] if self.validation is None else DataLoader(self.validation, batch_size=None)

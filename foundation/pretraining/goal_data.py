@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from foundation.pretraining.token_data import HELD_OUT, TRAIN, Steps
+from foundation.pretraining.token_data import HELD_OUT, TRAIN, by_step
 from foundation.pretraining.trajectory_data import TrajectoryData
 from pipelines import schema
 from pipelines.goals import Goals, state_offsets, state_rows
@@ -51,9 +51,7 @@ class GoalData(TrajectoryData):
     def train_dataloader(self):
         trainer, dataset = self.trainer, self.dataset
         dataset.rank, dataset.world_size = trainer.global_rank, trainer.world_size
-        total = self.steps * trainer.accumulate_grad_batches
-        sampler = Steps(total, trainer.global_step * trainer.accumulate_grad_batches)
-        return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.workers)
+        return by_step(dataset, trainer, self.steps, self.workers)
 
     def val_dataloader(self):
         return [] if self.validation is None else DataLoader(self.validation, batch_size=None)

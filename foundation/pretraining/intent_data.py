@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from foundation.pretraining.token_data import HELD_OUT, TRAIN, Steps
+from foundation.pretraining.token_data import HELD_OUT, TRAIN, by_step
 from pipelines import schema
 from pipelines.goals import Goals, state_rows
 from pipelines.schema import DataError
@@ -94,11 +94,8 @@ class IntentData(L.LightningDataModule):
                 dataset.load(self.cache_gb, spill)
 
     def train_dataloader(self):
-        trainer = self.trainer
-        total = self.steps * trainer.accumulate_grad_batches
-        self.dataset.rank, self.dataset.world_size = trainer.global_rank, trainer.world_size
-        sampler = Steps(total, trainer.global_step * trainer.accumulate_grad_batches)
-        return DataLoader(self.dataset, batch_size=None, sampler=sampler, num_workers=self.workers)
+        self.dataset.rank, self.dataset.world_size = self.trainer.global_rank, self.trainer.world_size
+        return by_step(self.dataset, self.trainer, self.steps, self.workers)
 
     def val_dataloader(self):
         return DataLoader(self.validation, batch_size=None) if self.validation else []

@@ -53,6 +53,13 @@ class Steps(StepIndexed):
         return step
 
 
+def by_step(dataset, trainer, steps, workers):
+    """Loader of a dataset whose item t is batch t, from where the trainer stands to the end of so many updates."""
+    parts = trainer.accumulate_grad_batches
+    sampler = Steps(steps * parts, trainer.global_step * parts)
+    return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=workers)
+
+
 class TokenData(L.LightningDataModule):
     """Subclasses set `source` and `validation` (HeldOut or None), and say what the source is."""
 
@@ -76,11 +83,8 @@ class TokenData(L.LightningDataModule):
         return Sequences(self.source, self.batch_size, self.length, (self.seed, TRAIN), rank, world_size)
 
     def train_dataloader(self):
-        trainer = self.trainer
-        total = self.steps * trainer.accumulate_grad_batches
-        sampler = Steps(total, trainer.global_step * trainer.accumulate_grad_batches)
-        dataset = self.sequences(trainer.global_rank, trainer.world_size)
-        return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.workers)
+        dataset = self.sequences(self.trainer.global_rank, self.trainer.world_size)
+        return by_step(dataset, self.trainer, self.steps, self.workers)
 
     def val_dataloader(self):
         return DataLoader(self.validation, batch_size=None) if self.validation else []

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from foundation import posteriors
 from foundation.envs.worlds import World
-from foundation.pretraining.token_data import HELD_OUT, TRAIN, Steps
+from foundation.pretraining.token_data import HELD_OUT, TRAIN, by_step
 from foundation.training import made
 from pipelines import schema
 from pipelines.schema import DataError
@@ -96,11 +96,9 @@ class WorldData(L.LightningDataModule):
 
     def train_dataloader(self):
         trainer = self.trainer
-        total = self.steps * trainer.accumulate_grad_batches
-        sampler = Steps(total, trainer.global_step * trainer.accumulate_grad_batches)
         ranks = trainer.global_rank, trainer.world_size
         dataset = Batches(self, (self.seed, TRAIN), "train", None, *ranks, trainer.accumulate_grad_batches)
-        return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.workers)
+        return by_step(dataset, trainer, self.steps, self.workers)
 
     def val_dataloader(self):
         return DataLoader(self.validation, batch_size=None)
