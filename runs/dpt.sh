@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # DPT over seeds: bandits (with noise and rewards it never saw), linear bandits, Dark Room, Dark Room with permuted actions;
 # every finished line is skipped when run again. Each seed is scored on tasks of its own, and the report has one curve
-# for all. Minutes on one core: 35 (half of them to play), 7, 13 and 13 a seed. Fewer: WORLDS=bandit SEEDS=0 runs/dpt.sh
+# for all. Minutes on one core: 35 (a third of them to play), 7, 13 and 13 a seed. Fewer: WORLDS=bandit SEEDS=0 runs/dpt.sh
 set -euo pipefail
 . "$(dirname "$0")/once.sh"
 out=${OUT:-outputs/dpt_worlds}
