@@ -195,10 +195,10 @@ class PlanPrompt(GoalPrompt):
 class PromptedActor:
     """Acts on vectors with a policy of skills. Goals are those of the environments, which say them as `goal` [s]."""
 
-    def __init__(self, bundle, prompt="goal", seed=0, greedy=True, device="cpu"):
-        """prompt: goal, or what a method of `Prompts` returned for this bundle."""
+    def __init__(self, bundle, prompt=None, seed=0, greedy=True, device="cpu"):
+        """prompt: what a method of `Prompts` returned for this bundle; None = `goal()`."""
         self.prompts = Prompts(bundle, device)
-        self.prompt = self.prompts.goal() if isinstance(prompt, str) else prompt
+        self.prompt = self.prompts.goal() if prompt is None else prompt
         self.net, self.seed, self.greedy = self.prompts.net, seed, greedy
         self.spaces = Spaces.from_dict(bundle.config["spaces"])
 
@@ -227,16 +227,15 @@ class PromptedActor:
 
 def prompted(bundle, prompt="goal", exemplars=None, seed=0, greedy=True, device="cpu"):
     """The actor of a prompt that tells goals: goal | plan, through states of the trajectory shards `exemplars`."""
-    prompts = Prompts(bundle, device)
     if prompt not in ("goal", "plan"):
         raise DataError(f"prompt={prompt!r}: expected goal or plan")
     if prompt == "goal":
-        return PromptedActor(bundle, prompts.goal(), seed, greedy, device)
+        return PromptedActor(bundle, None, seed, greedy, device)
     if exemplars is None:
         raise DataError("prompt=plan looks for midpoints in data: give exemplars=<trajectory shards>")
     states = Trajectories.load(exemplars).observation
     rows = np.random.default_rng(seed).permutation(len(states))[:EXEMPLARS]
-    plan = prompts.plan(None, states[rows], min(NEIGHBOURS, len(rows)))
+    plan = Prompts(bundle, device).plan(None, states[rows], min(NEIGHBOURS, len(rows)))
     return PromptedActor(bundle, plan, seed, greedy, device)
 
 

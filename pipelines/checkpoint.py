@@ -121,7 +121,10 @@ def read(folder):
     net = build_to_fit(config["net"], weights, folder)
     net.load_state_dict(weights)
     statistics = read_statistics(folder, weights_sha256)
-    if lost := sorted(set(config.get("measured", ())) - statistics.keys()):
+    measured = config.get("measured", [])  # absent in folders of earlier versions
+    if not isinstance(measured, list) or not all(isinstance(name, str) for name in measured):
+        raise DataError(f"{folder / CONFIG}: measured={measured!r:.60}: expected the names in {STATISTICS}")
+    if lost := sorted(set(measured) - statistics.keys()):
         raise DataError(f"{folder / STATISTICS} is missing or lacks {lost[:5]}, without which the model would act on"
                         " inputs of another unit; copy the whole folder again")  # fmt: skip
     return Bundle(net.eval(), spec, size, fps, config, statistics, content_hash(config, statistics, weights_sha256))

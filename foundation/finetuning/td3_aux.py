@@ -11,7 +11,6 @@ arXiv:2202.05607). One optimizer with groups: a step that leaves the actor out l
 weights and moments as they are.
 """
 
-import copy
 from contextlib import contextmanager
 
 import torch
@@ -22,6 +21,7 @@ from foundation.finetuning.replay import UPDATE
 from foundation.losses.behaviour_cloning import weighted_mean
 from foundation.losses.masked import masked_mean
 from foundation.losses.td import smoothed, td_loss, td_target
+from foundation.target_networks import follow, slow
 from models.critic import EnsembleCritic
 from pipelines.schema import (
     ACTION,
@@ -171,19 +171,6 @@ def check(policy, h):
         raise DataError("algo=td3_aux knows no contexts; fine-tune a policy of method=dpt with algo=ppo, bc or odt")
     if h.alpha and policy.n_actions is not None:
         raise DataError("algo=td3_aux needs numbers as actions, here they are choices; use algo=odt, bc or ppo")
-
-
-def slow(module):
-    """A copy that does not learn; None of None."""
-    return None if module is None else copy.deepcopy(module).requires_grad_(False)
-
-
-@torch.no_grad()
-def follow(copied, module, tau):
-    """copy <- (1 - tau) copy + tau module."""
-    for target, source in zip(copied.parameters(), module.parameters(), strict=True):
-        if source.requires_grad:
-            target.lerp_(source, tau)
 
 
 @contextmanager

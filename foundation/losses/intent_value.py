@@ -1,5 +1,7 @@
 """The loss of intention-conditioned value functions (ICVF, Ghosh et al. 2023, arXiv:2304.04782)."""
 
+from foundation.losses.expectile import expectile_weight
+
 REDUCTIONS = {"min": lambda v: v.amin(0), "mean": lambda v: v.mean(0)}
 
 
@@ -26,5 +28,5 @@ def intent_value_loss(value_t, value_tp1, reached, advantage, gamma, expectile):
     reached bool [b]: s is s+; advantage [b] of the step for the intent z. Neither target nor advantage get a gradient.
     """
     target = temporal_difference(value_tp1.detach(), reached, gamma)  # k b
-    weight = (expectile - (advantage.detach() < 0).to(value_t.dtype)).abs()  # b
+    weight = expectile_weight(advantage, expectile)  # b
     return (weight * (target - value_t).square()).mean(-1).sum()

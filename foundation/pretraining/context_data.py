@@ -100,9 +100,7 @@ class ContextData(TrajectoryData):
         super().setup(stage)
 
     def train_dataloader(self):
-        trainer, dataset = self.trainer, self.dataset
-        dataset.rank, dataset.world_size = trainer.global_rank, trainer.world_size
-        return by_step(dataset, trainer, self.steps, self.workers)
+        return by_step(self.dataset, self.trainer, self.steps, self.workers)
 
     def val_dataloader(self):
         return [] if self.validation is None else DataLoader(self.validation, batch_size=None)

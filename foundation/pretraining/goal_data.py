@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader, Dataset
 from foundation.pretraining.token_data import HELD_OUT, TRAIN, by_step
 from foundation.pretraining.trajectory_data import TrajectoryData
 from pipelines import schema
-from pipelines.goals import Goals, state_offsets, state_rows
+from pipelines.goals import Goals, state_rows
 from pipelines.schema import DataError
+from pipelines.states import Vectors
 
 GOALS, SKILLS = 0, 1  # random streams of a batch
 HELD_OUT_BATCHES = 16
@@ -49,9 +50,7 @@ class GoalData(TrajectoryData):
             raise DataError(f"the policy's skills have {net.latent_dim} numbers, data.skills={self.skills}; set it so")
 
     def train_dataloader(self):
-        trainer, dataset = self.trainer, self.dataset
-        dataset.rank, dataset.world_size = trainer.global_rank, trainer.world_size
-        return by_step(dataset, trainer, self.steps, self.workers)
+        return by_step(self.dataset, self.trainer, self.steps, self.workers)
 
     def val_dataloader(self):
         return [] if self.validation is None else DataLoader(self.validation, batch_size=None)
@@ -70,10 +69,11 @@ class Transitions(Dataset):
         if data.next_observation is not None:
             raise DataError("these are single transitions, of which none leads to the next; goals need whole episodes")
         self.key, self.owner, self.offsets = key, owner, data.offsets
-        states = np.insert(data.observation, data.offsets[1:], data.final_observation, 0)
+        episodes = Vectors(data)
+        states = episodes.load()
         self.states = torch.from_numpy(states if owner.normalizer is None else owner.normalizer(states))
         self.action = torch.from_numpy(data.action)
-        self.goals = Goals(state_offsets(data.offsets), **owner.goals)
+        self.goals = Goals(episodes.offsets, **owner.goals)
 
     def __len__(self):
         held_out = -(-len(self.action) // self.owner.batch_size)

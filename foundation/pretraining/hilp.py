@@ -7,8 +7,6 @@
     pi        advantage-weighted regression with A = min_k Qt_k(s, a, z) - V(s, z)
 """
 
-import copy
-
 import torch
 
 from foundation.losses.awr import awr_loss, awr_weight
@@ -16,6 +14,7 @@ from foundation.losses.expectile import expectile_loss
 from foundation.losses.td import td_loss
 from foundation.losses.temporal_distance import temporal_distance_loss
 from foundation.pretraining.task import PretrainTask
+from foundation.target_networks import follow, slow
 from pipelines import schema
 from pipelines.schema import DataError
 
@@ -48,8 +47,7 @@ class HilpTask(PretrainTask):
         self.gamma, self.expectile, self.skill_expectile = gamma, expectile, skill_expectile
         self.temperature, self.clip, self.tau, self.ema = temperature, clip, tau, ema
         self.schedule, self.representation_steps = schedule, representation_steps
-        self.target_representation = copy.deepcopy(net.representation).requires_grad_(False)
-        self.target_critic = copy.deepcopy(net.critic).requires_grad_(False)
+        self.target_representation, self.target_critic = slow(net.representation), slow(net.critic)
         net.representation.requires_grad_(schedule != "frozen")
         self.terms = torch.compile(self._terms) if compile else self._terms
 
@@ -126,9 +124,8 @@ class HilpTask(PretrainTask):
         if self.ema == "after":
             self.follow()
 
-    @torch.no_grad()
     def follow(self):
-        """Targets move by tau towards the parameters as they stand."""
-        pairs = (self.target_representation, self.net.representation), (self.target_critic, self.net.critic)
-        targets, sources = ([p for pair in pairs for p in pair[i].parameters()] for i in (0, 1))
-        torch._foreach_lerp_(targets, sources, self.tau)
+        """Targets move by tau towards the parameters as they stand; a frozen phi has none to follow."""
+        if self.schedule != "frozen":
+            follow(self.target_representation, self.net.representation, self.tau)
+        follow(self.target_critic, self.net.critic, self.tau)

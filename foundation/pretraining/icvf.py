@@ -6,14 +6,13 @@
 Vt follows V by an exponential moving average of the parameters from before each step, as released.
 """
 
-import copy
-
 import torch
 from scipy.stats import spearmanr
 
 from foundation.losses.intent_value import REDUCTIONS, intent_advantage, intent_value_loss
 from foundation.losses.masked import masked_mean
 from foundation.pretraining.task import PretrainTask
+from foundation.target_networks import follow, slow
 from pipelines import schema
 from pipelines.schema import DataError
 
@@ -34,7 +33,7 @@ class IntentValueTask(PretrainTask):
             )
         self.gamma, self.expectile, self.tau = gamma, expectile, tau
         self.advantage, self.no_intent = advantage, no_intent
-        self.target = copy.deepcopy(net).requires_grad_(False)
+        self.target = slow(net)
 
     def losses(self, batch):
         s, after, goal, z = (batch[name] for name in
@@ -54,10 +53,9 @@ class IntentValueTask(PretrainTask):
         }  # fmt: skip
         return loss, {name: value.detach() for name, value in metrics.items()}
 
-    @torch.no_grad()
     def on_before_optimizer_step(self, optimizer):
         """The target's step: the network still has the parameters that the loss was computed with."""
-        torch._foreach_lerp_(list(self.target.parameters()), list(self.net.parameters()), self.tau)
+        follow(self.target, self.net, self.tau)
 
     def report(self, dataset, folder, fps):
         """How well, within held-out trajectories, values put states in the order of their distance to a later one."""

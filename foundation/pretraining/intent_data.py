@@ -94,7 +94,6 @@ class IntentData(L.LightningDataModule):
                 dataset.load(self.cache_gb, spill)
 
     def train_dataloader(self):
-        self.dataset.rank, self.dataset.world_size = self.trainer.global_rank, self.trainer.world_size
         return by_step(self.dataset, self.trainer, self.steps, self.workers)
 
     def val_dataloader(self):

@@ -54,7 +54,9 @@ class Steps(StepIndexed):
 
 
 def by_step(dataset, trainer, steps, workers):
-    """Loader of a dataset whose item t is batch t, from where the trainer stands to the end of so many updates."""
+    """Loader of a dataset whose item t is its `rank`'s share of batch t, from where the trainer stands to the end of so
+    many updates."""
+    dataset.rank, dataset.world_size = trainer.global_rank, trainer.world_size
     parts = trainer.accumulate_grad_batches
     sampler = Steps(steps * parts, trainer.global_step * parts)
     return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=workers)
@@ -83,8 +85,7 @@ class TokenData(L.LightningDataModule):
         return Sequences(self.source, self.batch_size, self.length, (self.seed, TRAIN), rank, world_size)
 
     def train_dataloader(self):
-        dataset = self.sequences(self.trainer.global_rank, self.trainer.world_size)
-        return by_step(dataset, self.trainer, self.steps, self.workers)
+        return by_step(self.sequences(), self.trainer, self.steps, self.workers)
 
     def val_dataloader(self):
         return DataLoader(self.validation, batch_size=None) if self.validation else []

@@ -95,10 +95,8 @@ class WorldData(L.LightningDataModule):
             )
 
     def train_dataloader(self):
-        trainer = self.trainer
-        ranks = trainer.global_rank, trainer.world_size
-        dataset = Batches(self, (self.seed, TRAIN), "train", None, *ranks, trainer.accumulate_grad_batches)
-        return by_step(dataset, trainer, self.steps, self.workers)
+        dataset = Batches(self, (self.seed, TRAIN), "train", parts=self.trainer.accumulate_grad_batches)
+        return by_step(dataset, self.trainer, self.steps, self.workers)
 
     def val_dataloader(self):
         return DataLoader(self.validation, batch_size=None)

@@ -193,6 +193,10 @@ def test_statistics_that_are_not_json_are_told(folder):
         (folder / "statistics.json").unlink() if lost is None else (folder / "statistics.json").write_text(lost)
         with pytest.raises(DataError, match=r"statistics.json is missing or lacks \['mean'\]"):
             checkpoint.load(folder)
+    for odd in (5, [["mean"]], {"mean": 1}):
+        edit(folder, lambda config, odd=odd: config.update(measured=odd))
+        with pytest.raises(DataError, match="expected the names in"):
+            checkpoint.load(folder)
     edit(folder, lambda config: config.pop("measured"))  # of a version that did not list them
     assert checkpoint.load(folder).statistics == {}
 
