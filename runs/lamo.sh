@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # LaMo on Reacher2d: init x train x embed, with 5 to 100 episodes, over seeds; every finished line is skipped when run
-# again. All of it: 19 arms x 4 sizes x 5 seeds of about a minute on one core. Fewer: EPISODES="15" SEEDS="0 1" runs/lamo.sh
+# again. All of it: 25 arms x 4 sizes x 5 seeds of about a minute on one core. Fewer: EPISODES="15" SEEDS="0 1" runs/lamo.sh
 # A larger trunk, for a GPU: SIZE="method.net.width=768 method.net.layers=12 method.net.heads=12 trainer=gpu".
 set -euo pipefail
 . "$(dirname "$0")/once.sh"
@@ -16,10 +16,16 @@ states="states.scale=0.3 states.noise=0.5 states.noisy=1 states.label=clean"
 once $out/collect_train   python -m foundation.collect task=reacher2d states.episodes=100 $states run.seed=1 out=$out/data/train
 once $out/collect_heldout python -m foundation.collect task=reacher2d states.episodes=50 $states run.seed=2 out=$out/data/heldout
 
-# language models that need no download: a chain with structure, and its control without any
-language="method=language data=markov data.tau=0.1 data.batch_size=8 steps=${LANGUAGE_STEPS:-1000} validate_every=${LANGUAGE_STEPS:-1000}"
-once $out/markov python -m foundation.pretrain $language $size
-once $out/iid    python -m foundation.pretrain $language $size data.order=iid
+# language models that need no download: a chain with structure, its control without any, and English bytes (apt-get
+# install debian-policy, or TEXT=<any folder of text>)
+inits=${INIT:-random markov iid text}
+text=${TEXT:-/usr/share/doc/debian-policy/policy.html/_sources}
+language="method=language data.batch_size=8 steps=${LANGUAGE_STEPS:-1000} validate_every=${LANGUAGE_STEPS:-1000} $size"
+once $out/markov python -m foundation.pretrain $language data=markov data.tau=0.1
+once $out/iid    python -m foundation.pretrain $language data=markov data.tau=0.1 data.order=iid
+if [[ " $inits " == *" text "* ]]; then
+  once $out/text python -m foundation.pretrain $language data=text data.train=$text
+fi
 
 dt="method.language.train=full method.net.embed=linear method.net.head=tanh method.net.time=before method.net.activation=relu"
 sweep="--multirun hydra.sweep.dir=$out/sweep"  # several runs in one process
@@ -35,7 +41,7 @@ arm() {  # arm <episodes> <name> <overrides ...>: train with every seed, then pl
 }
 for episodes in ${EPISODES:-5 15 50 100}; do
   arm $episodes dt $dt
-  for init in ${INIT:-random markov iid}; do
+  for init in $inits; do
     from=$init
     [ $init = random ] || from=$out/$init
     for train in ${TRAIN:-full lora frozen}; do
