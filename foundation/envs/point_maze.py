@@ -6,11 +6,13 @@ Its random numbers are NumPy's global ones, ours follow from the seed of `reset`
 
 import math
 import os
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
+from foundation.envs import state_rewards
 from foundation.envs.maze_grid import REWARDS, MazeGrid
+from foundation.envs.state_rewards import STRIDE
 from foundation.envs.states import StateEnv, require, single, unknown
 from pipelines.schema import DataError
 from pipelines.trajectories import Spaces
@@ -18,11 +20,14 @@ from pipelines.trajectories import Spaces
 FAMILY, VERSION = "pointmaze-", "-v0"
 MAZES = ("medium", "large", "giant", "teleport")
 GOALS = ("tasks", "random")
-STRIDE, SUBSTEPS = 0.2, 5  # units that an action of 1 moves the ball, steps of the engine after that
+SUBSTEPS = 5  # of the engine after a stride
+RADIUS = 0.7  # of the ball
 NEAR = 1.0  # units from the goal that are success
 JITTER = 1.0  # starts and goals are that far from the middle of their cell at most, along each axis
 STITCH = 4  # cells from the start to the goal
 TURN = 0.05  # chance per step that an explorer takes another direction
+STEPS, REWARD_STEPS = 1000, 300  # of an episode with a goal, with a reward of states
+AS_GOOD = 0.01  # places whose rewards differ by less are equally good to go to
 LENGTHS = {"navigate": 1000, "stitch": 200, "explore": 500}  # steps
 
 
@@ -40,7 +45,9 @@ class PointMaze(StateEnv):
 
     goals: tasks = of OGBench's five pairs of start and goal the one that the seed leaves, seed mod 5 (or
     `options={"task_id": 1..5}`) | random = any two free cells. reward: cost = -1 a step, 0 at the goal | sparse = 0,
-    and 1 at the goal; both say what the step led to. terminate: whether the goal ends the episode.
+    and 1 at the goal | a name of state_rewards.REWARDS; all say what the step led to. terminate: whether the goal ends
+    the episode. A reward of states knows no success, starts anywhere, and only time ends it; its goal, which the
+    scripted player goes to, is the nearest of the best places, None where moving is rewarded.
 
     `options={"style": ...}` makes an episode of data, as OGBench collects them; it starts anywhere and has the
     length of `lengths`: navigate = to goals outside corridors, another one on arrival; stitch = to one goal 4 cells
@@ -50,15 +57,18 @@ class PointMaze(StateEnv):
     styles = tuple(LENGTHS)
 
     def __init__(self, maze, goals="tasks", reward="cost", terminate=True, noise=0.5, lengths=None,
-                 episode_steps=1000, seed=None):  # fmt: skip
-        self.task = full_name(single(maze))
-        super().__init__(Spaces(2, 2, low=(-1.0,) * 2, high=(1.0,) * 2), 10, episode_steps, seed)
+                 episode_steps=None, seed=None):  # fmt: skip
+        self.task, named = full_name(single(maze)), reward in state_rewards.REWARDS
+        steps = (REWARD_STEPS if named else STEPS) if episode_steps is None else episode_steps
+        super().__init__(Spaces(2, 2, low=(-1.0,) * 2, high=(1.0,) * 2), 10, steps, seed)
         self.lengths, self._steps = {**LENGTHS, **(lengths or {})}, self.episode_steps
-        if goals not in GOALS or reward not in REWARDS:
-            raise DataError(f"goals={goals!r}, reward={reward!r}: expected one of {GOALS} and one of {list(REWARDS)}")
+        if goals not in GOALS or not (named or reward in REWARDS):
+            known = [*REWARDS, *state_rewards.REWARDS]
+            raise DataError(f"goals={goals!r}, reward={reward!r}: expected one of {GOALS} and one of {known}")
         if set(self.lengths) != set(LENGTHS) or min(self.lengths.values()) < 1 or not noise >= 0:
             raise DataError(f"noise={noise}, lengths={lengths}: expected at least 0, and steps of {list(LENGTHS)}")
-        self.goals, self._rewards, self.terminate, self.noise = goals, REWARDS[reward], bool(terminate), float(noise)
+        self.goals, self._rewards, self.noise = goals, REWARDS.get(reward), float(noise)
+        self.terminate = bool(terminate) and not named
         self._mujoco, self._world = require("mujoco", "ogbench"), world(self.task.removeprefix(FAMILY))
         self._data, self.grid = self._mujoco.MjData(self._world.model), grid(self.task.removeprefix(FAMILY))
         self._unit, self._offset = self._world._maze_unit, np.array([self._world._offset_x, self._world._offset_y])
@@ -67,6 +77,7 @@ class PointMaze(StateEnv):
         self._inward, self._outward = teleport["teleport_in_xys"], teleport["teleport_out_xys"]
         self._reach = 1.5 * teleport["teleport_radius"]
         self._middles = [tuple(map(float, xy)) for xy in self.xy(np.arange(len(self.grid)))]
+        self.state_reward = state_rewards.reward_of(reward, self.bounds) if named else None
 
     @classmethod
     def names(cls, name):
@@ -78,6 +89,12 @@ class PointMaze(StateEnv):
     def steps_per_cell(self):
         """Least actions from the middle of a cell to that of the next."""
         return self._unit / STRIDE
+
+    @property
+    def bounds(self):
+        """(low [2], high [2]) of where the middle of the ball can be."""
+        reach = self._unit / 2 - RADIUS
+        return np.min(self._middles, 0) - reach, np.max(self._middles, 0) + reach
 
     def distances(self):
         """Least steps from cell to cell, float32 [n n]; inf where there is no way. Teleports are none."""
@@ -96,7 +113,7 @@ class PointMaze(StateEnv):
 
     @property
     def goal(self):
-        return np.array(self._goal, np.float32)
+        return None if self._goal is None else np.array(self._goal, np.float32)
 
     def reset(self, *, seed=None, options=None):
         options = options or {}
@@ -110,15 +127,37 @@ class PointMaze(StateEnv):
     def _begin(self, seed):
         self._rng = np.random.default_rng(seed)
         self.episode_steps = self.lengths.get(self.style, self._steps)
-        if self.style is None and self.goals == "tasks":
+        if self.style is None and self.goals == "tasks" and not self._pays_states:
             start, goal = self.tasks[(seed if self._task is None else self._task) % len(self.tasks)]
         else:
             start = self._rng.choice(self.grid.main)
-            goal = self._target(start)
-        xy, self._goal = self._jittered(start), self._jittered(goal)
+            goal = None if self._pays_states else self._target(start)
+        xy = self._jittered(start)
+        self._goal = self._best(start) if self._pays_states else self._jittered(goal)
         self._mujoco.mj_resetData(self._world.model, self._data)
         self._move(xy)
+        self._xy = xy
         return xy
+
+    @property
+    def _pays_states(self):
+        """Whether this is an episode of a reward of states, and not one of data."""
+        return self.state_reward is not None and self.style is None
+
+    def _best(self, start):
+        """The nearest to the cell `start` of the places with the most reward for being there, (x, y) or None."""
+        places, cells, rewards = self._rewarded
+        best = np.flatnonzero(rewards >= rewards.max() - AS_GOOD)
+        nearest = best[self.grid.distances[start, cells[best]].argmin()]
+        return tuple(map(float, places[nearest])) if rewards[nearest] > 0 else None
+
+    @cached_property
+    def _rewarded(self):
+        """(places [m 2] all over the cells, their cells [m], rewards for staying there [m])"""
+        steps = np.linspace(-1, 1, 7) * (self._unit / 2 - RADIUS)
+        around = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
+        places = (self.xy(self.grid.main)[:, None] + around).reshape(-1, 2)
+        return places, np.repeat(self.grid.main, len(around)), self.state_reward(places, places)
 
     def _target(self, start):
         """The cell to go to next."""
@@ -144,18 +183,29 @@ class PointMaze(StateEnv):
         data.qvel[:] = 0
         self._mujoco.mj_step(self._world.model, data, SUBSTEPS)
         xy = data.qpos.tolist()
-        success = math.dist(xy, self._goal) <= NEAR
+        if self._pays_states:
+            success, reward = None, self._paid(xy)
+        else:
+            success = math.dist(xy, self._goal) <= NEAR
+            reward = self._paid(xy) if self._rewards is None else self._rewards[success]
+        self._xy = xy
         if any(math.dist(xy, entry) <= self._reach for entry in self._inward):  # seen one step later, as in OGBench
             self._move(self._outward[self._rng.integers(len(self._outward))])
         if success and self.style == "navigate":
             self._goal = self._jittered(self._target(None))
-        return xy, self._rewards[success], success and self.terminate and self.style is None, False, success
+        return xy, reward, bool(success) and self.terminate and self.style is None, False, success
+
+    def _paid(self, xy):
+        """The reward of states for coming here, a float."""
+        return float(self.state_reward(np.array([self._xy]), np.array([xy]))[0])
 
     # players
 
     def scripted(self):
-        """To the middle of the next cell on a shortest way; in the goal's cell, to the goal. [2] -> [2]"""
-        return self._oracle
+        """To the middle of the next cell on a shortest way; in the goal's cell, to the goal. [2] -> [2]
+
+        None where a reward of states is none for any place."""
+        return self._oracle if self.state_reward is None or self._rewarded[2].any() else None
 
     def player(self, style, rng):
         """Plays the episodes of a style: that direction, or an explorer's, and noise. [2] -> [2]"""
