@@ -44,6 +44,7 @@ WEIGHT = "weight"  # float32 [b t] weight of the frame in the loss
 CONDITION = "condition"  # float32 [b t c] what the policy is asked for: return-to-go, goal, latent, ...
 TIMESTEP = "timestep"  # int64 [b t] steps since the episode's start
 NEXT_OBSERVATION = "next_observation"  # float32 [b t s]; in a sample, optional: where steps do not follow one another
+RETURN = "mc_return"  # float32 [b] discounted sum of the rewards from a step on, as they came in the data
 SCALED_REWARD = "scaled_reward"  # float32 [b t] REWARD in the unit of CONDITION, which may differ from task to task
 TOKENS = "tokens"  # int64 [b n] of a language
 QUERY = "query"  # float32 [b k s] states for which an in-context policy is asked; the context is [b n ...]
