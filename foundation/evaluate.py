@@ -242,7 +242,7 @@ def sequence_actor(bundle, world, cfg, target=None):
         return baseline(cfg.policy, world)
     check_spaces(bundle, world, cfg.policy, cfg.task.name)
     if isinstance(bundle.net, HilbertPolicy):
-        return prompted(bundle, cfg.prompt or "goal", cfg.exemplars, cfg.run.seed, cfg.greedy is not False, cfg.device)
+        return prompted(bundle, cfg.prompt, cfg.exemplars, cfg.run.seed, cfg.greedy is not False, cfg.device)
     if cfg.prompt is not None:
         raise DataError(f"prompt={cfg.prompt}: a {type(bundle.net).__name__} has no skills; give one of method=hilp")
     if target is not None and bundle.config.get("condition") == "none":

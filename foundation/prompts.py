@@ -16,6 +16,7 @@ from models.hilbert import HilbertPolicy
 from pipelines.schema import CONDITION, OBSERVATION, DataError
 from pipelines.trajectories import Spaces, Trajectories
 from pipelines.trajectory_windows import Normalizer
+from pipelines.values import is_number, list_of
 
 ROWS = 8192  # states encoded at once
 EXEMPLARS, NEIGHBOURS, RECURSIONS = 50_000, 50, 3  # states that a plan looks at, those in a midpoint, midpoints: HILP's
@@ -225,8 +226,23 @@ class PromptedActor:
         return list(self.spaces.from_unit(self.net.unit(action).cpu().numpy()))
 
 
-def prompted(bundle, prompt="goal", exemplars=None, seed=0, greedy=True, device="cpu"):
-    """The actor of a prompt that tells goals: goal | plan, through states of the trajectory shards `exemplars`."""
+def own_skill(bundle):
+    """The skill that a policy was left with (algo=latent), [z]; None: it has to be told one. DataError if damaged."""
+    found = bundle.statistics.get("skill")
+    if found is None:
+        return None
+    if not list_of(is_number)(found) or len(found) != bundle.net.latent_dim or not np.isfinite(found).all():
+        raise DataError(f"the model's skill is not {bundle.net.latent_dim} numbers but {found!r:.60}; copy it again")
+    return unit(torch.tensor(found, dtype=torch.float32))
+
+
+def prompted(bundle, prompt=None, exemplars=None, seed=0, greedy=True, device="cpu"):
+    """The actor of a prompt that tells goals: goal | plan, through states of the trajectory shards `exemplars`; None =
+    the policy's own skill where it has one, else goal."""
+    own = own_skill(bundle) if prompt is None else None
+    if own is not None:
+        return PromptedActor(bundle, FixedPrompt(own.to(device)), seed, greedy, device)
+    prompt = prompt or "goal"
     if prompt not in ("goal", "plan"):
         raise DataError(f"prompt={prompt!r}: expected goal or plan")
     if prompt == "goal":
