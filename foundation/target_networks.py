@@ -1,8 +1,30 @@
 """Slow copies of networks that learn: what temporal differences are taken to."""
 
 import copy
+from contextlib import contextmanager
 
 import torch
+
+EMA = ("before", "after")
+
+
+class Followed:
+    """Part of a LightningModule that has slow copies and moves them in `follow()`, at every update of the others.
+
+    ema: they follow the parameters from `before` the update, as in the releases of HILP and OGBench, or `after` it, as
+    in IQL's.
+    """
+
+    ema = "before"
+
+    def on_before_optimizer_step(self, optimizer):
+        if self.ema == "before":
+            self.follow()
+
+    def optimizer_step(self, *args, **kwargs):
+        super().optimizer_step(*args, **kwargs)
+        if self.ema == "after":
+            self.follow()
 
 
 def slow(module):
@@ -16,3 +38,13 @@ def follow(copied, module, tau):
     pairs = zip(copied.parameters(), module.parameters(), strict=True)
     targets, sources = zip(*((target, source) for target, source in pairs if source.requires_grad), strict=True)
     torch._foreach_lerp_(targets, sources, tau)
+
+
+@contextmanager
+def frozen(module):
+    """Gradients pass through the module and do not reach its weights."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)

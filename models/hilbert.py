@@ -9,12 +9,11 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
-from models.heads import Categorical, Gaussian
+from models.goal_policy import ConditionedPolicy
 from models.mlp import EnsembleLinear, EnsembleMLP, precise
 
 METRICS = ("l2", "asymmetric_l2", "inner", "icvf", "quasimetric")
 FEATURES = ("difference", "state", "centred")
-LOG_STD = (-5.0, 2.0)  # bounds of an actor's log deviation
 MEAN_RATE = 0.005  # of the running mean of latents, per batch
 
 
@@ -101,70 +100,15 @@ class Intent(nn.Module):
         return (precise(self.a, t * x) * precise(self.b, t * y)).sum(-1)
 
 
-class HilbertPolicy(nn.Module):
-    """policy(window) -> (distribution over actions, None), the skill being the window's condition.
-
-    window: {"observation": float [b t s], "condition": float [b t z]}; every step is by itself. n_actions: None for
-    actions in [-1, 1]^a, a Gaussian whose deviation does not depend on the state; else the number of discrete ones.
-    Beside the actor it holds what trained it: `representation`, `critic` Q(s, a, z) of two, `value` V(s, z).
-    """
-
-    max_timestep, context = 1 << 60, 1  # neither clock nor memory
+class HilbertPolicy(ConditionedPolicy):
+    """Told a skill z, as `condition`; beside its actor and values it holds the `representation` that z speaks of."""
 
     def __init__(self, state_dim, action_dim=1, n_actions=None, latent_dim=32, width=512, layers=3, members=2,
                  metric="l2", features="difference", encoder=None):  # fmt: skip
         super().__init__()
-        self.state_dim, self.action_dim, self.n_actions = state_dim, action_dim, n_actions
-        self.latent_dim = self.condition_dim = latent_dim
-        self.width = width
-        choices = action_dim if n_actions is None else n_actions
-        inputs = state_dim + latent_dim
+        self.latent_dim = latent_dim
         self.representation = Hilbert(state_dim, latent_dim, width, layers, members, metric, features, encoder)
-        self.critic = EnsembleMLP(2, inputs + choices, 1, width, layers)
-        self.value = EnsembleMLP(1, inputs, 1, width, layers)
-        self.actor = EnsembleMLP(1, inputs, choices, width, layers, "relu", norm=False, scale=1e-2)
-        self.log_std = nn.Parameter(torch.zeros(action_dim)) if n_actions is None else None
-
-    # acting
-
-    def forward(self, window, state=None):
-        latent, state = self.latent(window, state)
-        return self.distribution(latent), state
-
-    def latent(self, window, state=None):
-        """[b t d] before the actor's last layer, None."""
-        x = torch.cat([window["observation"], window["condition"]], -1)
-        return self.actor.hidden(rearrange(x, "... i -> (...) i"))[0].unflatten(0, x.shape[:-1]), None
-
-    def distribution(self, latent):
-        out = precise(self.actor.out, latent[None])[0]
-        if self.n_actions is not None:
-            return Categorical.from_logits(out)
-        return Gaussian(out, self.log_std.clamp(*LOG_STD))
-
-    def initial_state(self, batch_size, device=None):
-        return {}
-
-    def step(self, now, first, state):
-        """now: {"observation" [b s], "condition" [b z]} -> (distribution over [b], latent [b d], state)."""
-        latent, _ = self.latent(now)
-        return self.distribution(latent), latent, state
-
-    def unit(self, action):
-        """What `step` said as actions in [-1, 1]; those of discrete worlds stay as they are."""
-        return action
-
-    # values of skills
-
-    def q(self, state, action, skill, critic=None):
-        """Q_k(s, a, z) [e b] of states [b s], actions [b a] or int [b], skills [b z]; critic: another than its own."""
-        action = action if self.n_actions is None else F.one_hot(action.long(), self.n_actions)
-        x = torch.cat([state, action.to(state.dtype), skill], -1)
-        return (self.critic if critic is None else critic)(x)[..., 0]
-
-    def v(self, state, skill):
-        """V(s, z) [b]"""
-        return self.value(torch.cat([state, skill], -1))[0, :, 0]
+        self.build(state_dim, action_dim, n_actions, latent_dim, width, layers)
 
 
 def distance(x, y):

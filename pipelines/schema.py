@@ -42,6 +42,7 @@ BINS = "bins"  # int64 [b t 2] camera bins (pitch, yaw)
 MASK = "mask"  # bool [b t] True = real
 WEIGHT = "weight"  # float32 [b t] weight of the frame in the loss
 CONDITION = "condition"  # float32 [b t c] what the policy is asked for: return-to-go, goal, latent, ...
+ACTOR_CONDITION = "actor_condition"  # as CONDITION, of the actor, where the values are told something else
 TIMESTEP = "timestep"  # int64 [b t] steps since the episode's start
 NEXT_OBSERVATION = "next_observation"  # float32 [b t s]; in a sample, optional: where steps do not follow one another
 RETURN = "mc_return"  # float32 [b] discounted sum of the rewards from a step on, as they came in the data

@@ -11,8 +11,6 @@ arXiv:2202.05607). One optimizer with groups: a step that leaves the actor out l
 weights and moments as they are.
 """
 
-from contextlib import contextmanager
-
 import torch
 from lightning import LightningModule
 from torch.nn import functional as F
@@ -21,7 +19,7 @@ from foundation.finetuning.replay import UPDATE
 from foundation.losses.behaviour_cloning import weighted_mean
 from foundation.losses.masked import masked_mean
 from foundation.losses.td import smoothed, td_loss, td_target
-from foundation.target_networks import follow, slow
+from foundation.target_networks import follow, frozen, slow
 from models.critic import EnsembleCritic
 from pipelines.schema import (
     ACTION,
@@ -171,16 +169,6 @@ def check(policy, h):
         raise DataError("algo=td3_aux knows no contexts; fine-tune a policy of method=dpt with algo=ppo, bc or odt")
     if h.alpha and policy.n_actions is not None:
         raise DataError("algo=td3_aux needs numbers as actions, here they are choices; use algo=odt, bc or ppo")
-
-
-@contextmanager
-def frozen(module):
-    """Gradients pass through the module and do not reach its weights."""
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        module.requires_grad_(True)
 
 
 def last_of(mask):

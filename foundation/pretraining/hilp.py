@@ -10,18 +10,17 @@
 import torch
 
 from foundation.losses.awr import awr_loss, awr_weight
-from foundation.losses.expectile import expectile_loss
-from foundation.losses.td import td_loss
 from foundation.losses.temporal_distance import temporal_distance_loss
+from foundation.pretraining.iql import told, value_terms
 from foundation.pretraining.task import PretrainTask
-from foundation.target_networks import follow, slow
+from foundation.target_networks import EMA, Followed, follow, slow
 from pipelines import schema
 from pipelines.schema import DataError
 
 SCHEDULES = ("joint", "two_stage", "frozen")
 
 
-class HilpTask(PretrainTask):
+class HilpTask(Followed, PretrainTask):
     """Trains a models.hilbert.HilbertPolicy on the sum of the four losses.
 
     schedule: joint | two_stage = phi alone for `representation_steps` updates (None: half of all), then the skills
@@ -38,7 +37,7 @@ class HilpTask(PretrainTask):
     def __init__(self, net, optimizer, gamma=0.99, expectile=0.95, skill_expectile=0.9, temperature=10.0, clip=100.0,
                  tau=0.005, ema="before", schedule="joint", representation_steps=None, compile=False):  # fmt: skip
         super().__init__(net, optimizer)
-        for name, value, options in (("schedule", schedule, SCHEDULES), ("ema", ema, ("before", "after"))):
+        for name, value, options in (("schedule", schedule, SCHEDULES), ("ema", ema, EMA)):
             if value not in options:
                 raise DataError(f"method.{name}={value!r}: expected one of {list(options)}")
         if not (0 <= gamma < 1 and 0 < expectile < 1 and 0 < skill_expectile < 1 and 0 < tau <= 1):
@@ -98,31 +97,17 @@ class HilpTask(PretrainTask):
         return (self.net.representation.feature(phi_t, phi_tp1) * batch[schema.CONDITION]).sum(-1)
 
     def skill_terms(self, batch, reward):
-        net, state, action, z = self.net, batch[schema.OBSERVATION], batch[schema.ACTION], batch[schema.CONDITION]
-        with torch.no_grad():
-            q_target = net.q(state, action, z, self.target_critic).amin(0)  # b
-            value_tp1 = net.v(batch[schema.NEXT_OBSERVATION], z)
-        value, q = net.v(state, z), net.q(state, action, z)
-        log_prob = net({schema.OBSERVATION: state, schema.CONDITION: z})[0].log_prob(action)
-        advantage = (q_target - value).detach()
-        return {
-            "value_loss": expectile_loss(q_target - value, self.skill_expectile),
-            "critic_loss": td_loss(q, reward + self.gamma * value_tp1, torch.ones_like(reward, dtype=torch.bool)),
-            "actor_loss": awr_loss(log_prob, advantage, self.temperature, self.clip),
-            "weight": awr_weight(advantage, self.temperature, self.clip).mean(),
-            "q": q.detach().mean(), "reward": reward.mean(),
+        now, action = told(batch), batch[schema.ACTION]
+        following = {**now, schema.OBSERVATION: batch[schema.NEXT_OBSERVATION]}
+        goes_on = torch.ones_like(reward, dtype=torch.bool)
+        advantage, metrics = value_terms(self.net, self.target_critic, now, following, action, reward, goes_on,
+                                         self.gamma, self.skill_expectile)  # fmt: skip
+        return metrics | {
+            "actor_loss": awr_loss(self.net.act(now).log_prob(action), advantage, self.temperature, self.clip),
+            "weight": awr_weight(advantage, self.temperature, self.clip).mean(), "reward": reward.mean(),
         }  # fmt: skip
 
     # targets
-
-    def on_before_optimizer_step(self, optimizer):
-        if self.ema == "before":
-            self.follow()
-
-    def optimizer_step(self, *args, **kwargs):
-        super().optimizer_step(*args, **kwargs)
-        if self.ema == "after":
-            self.follow()
 
     def follow(self):
         """Targets move by tau towards the parameters as they stand; a frozen phi has none to follow."""

@@ -116,8 +116,8 @@ def test_losses_and_gradients_are_those_of_the_equations():
 def test_the_batch_reaches_every_branch():
     made, given = task(), batch()
     _, metrics = made.losses(given)
-    value = made.net.v(given[OBSERVATION], given[CONDITION])
-    u = made.net.q(given[OBSERVATION], given[ACTION], given[CONDITION], made.target_critic).amin(0) - value
+    now = {name: given[name] for name in (OBSERVATION, CONDITION)}
+    u = made.net.q(now, given[ACTION], made.target_critic).amin(0) - made.net.v(now)
     weights = (TEMPERATURE * u).exp()
     assert (u > 0).any() and (u < 0).any() and (weights > CLIP).any() and (weights < CLIP).any()
     now, ahead = (made.target_representation(given[name], given[GOAL]) for name in (OBSERVATION, NEXT_OBSERVATION))

@@ -112,11 +112,10 @@ def test_a_policy_acts_by_its_skill(n_actions):
     other, *_ = net.step({**now, "condition": -now["condition"]}, None, state)
     assert not torch.equal(other.log_prob(one.mode()), one.log_prob(one.mode()))
     action = one.mode()
-    assert net.q(now["observation"], action, now["condition"]).shape == (2, 3)
+    assert net.q(now, action).shape == (2, 3)
     target = shaken(copy.deepcopy(net.critic))
-    assert not torch.equal(net.q(now["observation"], action, now["condition"], target),
-                           net.q(now["observation"], action, now["condition"]))  # fmt: skip
-    assert net.v(now["observation"], now["condition"]).shape == (3,)
+    assert not torch.equal(net.q(now, action, target), net.q(now, action))
+    assert net.v(now).shape == (3,)
 
 
 def test_the_deviation_is_bounded():
