@@ -20,6 +20,7 @@ from foundation.callbacks import Experience, Progress
 from foundation.checkpoints import Checkpoint, StepSeed, resume_path, step_of
 from foundation.envs import registry
 from foundation.evaluate import codec_for, evaluate, load_policy, opened, protocol_of
+from foundation.finetuning import latent
 from foundation.finetuning.ppo import PPO
 from foundation.hub import machine_words, origin, save
 from foundation.preemption import Preemption
@@ -37,7 +38,8 @@ log = logging.getLogger("foundation-policy")
 def main(cfg):
     L.seed_everything(cfg.run.seed, verbose=False)
     if registry.shows_vectors(cfg.task):
-        return finetune_states.main(cfg)
+        searches = issubclass(get_class(cfg.algo.agent._target_), latent.LatentSearch)
+        return (latent if searches else finetune_states).main(cfg)
     if not issubclass(get_class(cfg.algo.agent._target_), PPO):
         raise DataError(f"algo={cfg.algo.name} is for tasks of vectors, {cfg.task.name} shows frames; use algo=ppo")
     folder, algo, protocol = run_folder(cfg), plain(cfg.algo), protocol_of(cfg)

@@ -60,7 +60,7 @@ def main(cfg):
         trained = fit(cfg, folder, algo, agent, stream, score, start)
         after = score("fine-tuned", "finetune")
     summary = {**before, **after, **trained}
-    keep(cfg, folder, bundle, data, targets, summary)
+    keep(cfg, folder, bundle, data, {"targets": {task: targets(task) for task in targets.floors}}, summary)
     return summary
 
 
@@ -219,11 +219,12 @@ def prepared(cfg, algo, noise, bundle, data, worlds, targets):
     return agent, make_stream(cfg, algo["stream"], agent, collector, bundle, data, worlds)
 
 
-def fit(cfg, folder, algo, agent, stream, score, start=None):
-    """Trains the agent's policy in place -> flat numbers."""
+def fit(cfg, folder, algo, agent, stream, score, start=None, progress=None):
+    """Trains the agent's policy in place -> flat numbers. progress: (total, unit, count) of what the line shows."""
     experience = callbacks.Experience(stream, cfg.window)
     total = max(len(stream), 1)
-    show = callbacks.Progress(total, "update", show=lambda _: {"frames": stream.frames, **experience.averages()})
+    beside = lambda _: {"frames": stream.frames, **experience.averages()}  # noqa: E731
+    show = callbacks.Progress(*progress or (total, "update"), show=beside)
     keeper = Checkpoint(folder, plain(cfg), cfg.checkpoint_every * stream.report_every, cfg.keep_checkpoints)
     evaluations = Evaluations(stream, score, cfg.evaluate_every)
     shown = [experience, show, StepSeed(cfg.run.seed), evaluations, keeper, Preemption(folder)]
@@ -290,12 +291,12 @@ def device_of(cfg):
 # what it leaves
 
 
-def keep(cfg, folder, bundle, data, targets, summary):
-    """Writes the hub folder `model`: spaces and statistics stay the policy's own, `targets` says what to ask for."""
-    asked = {task: targets(task) for task in targets.floors}
+def keep(cfg, folder, bundle, data, found, summary):
+    """Writes the hub folder `model`: spaces and statistics stay the policy's own, and `found` is added: what it is told
+    from now on."""
     config = {name: bundle.config.get(name) for name in ("spaces", "fps", "condition") if name in bundle.config}
-    extras = {**config, "statistics": {**bundle.statistics, "targets": asked}}
-    names = ", ".join(asked)
+    extras = {**config, "statistics": {**bundle.statistics, **found}}
+    names = ", ".join(task["name"] for task in registry.tasks_of(cfg.task))
     lead = (
         f"algo {cfg.algo.name}, task `{names}`, from {hub.origin(cfg.init, bundle if cfg.init else None)}, seed"
         f" {cfg.run.seed}, on {hub.machine_words()}. Play it with `python -m foundation.evaluate policy=<this folder>`."

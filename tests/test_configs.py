@@ -16,7 +16,9 @@ from omegaconf import OmegaConf
 from foundation import finetune, hub, pretrain
 from foundation.rollout import Environments
 from pipelines.command import CONFIGS, execute
+from pipelines.trajectories import Spaces
 from pipelines.values import unknown, wrong_kinds
+from tests.foundation.skills import write_skills
 from tests.foundation.toy_world import CODEC, Bar, TinyPolicy
 
 ROOT = Path(CONFIGS)
@@ -163,9 +165,20 @@ def on_vectors(algo):
     return "Aux" in compose("finetune", f"algo={algo}").algo.agent._target_
 
 
+def search_twice(folder):
+    """Two generations of algo=latent, whose `stream` and `agent` belong to no policy that learns."""
+    skills = write_skills(folder / "skills", Spaces(3, 1, low=(-2.0,), high=(2.0,)))
+    tiny = ["algo.stream.population=2", "algo.stream.episodes=1", "frames=40", f"init={skills}"]
+    task = [one for one in TINY_ALGO_VECTORS if one.startswith("task") or "environments" in one]
+    cfg = compose("finetune", "algo=latent", f"run.dir={folder}", *task, *tiny, "episodes=1", "evaluate_before=false")
+    assert execute(finetune.main.function, cfg)["finetune/updates"] == 2
+
+
 @pytest.mark.parametrize("algo", ALGOS)
 @pytest.mark.parametrize("pretrained", [False, True])
 def test_every_algorithm_takes_two_steps(algo, pretrained, tmp_path):
+    if algo == "latent":
+        return search_twice(tmp_path)
     if on_vectors(algo):
         return take_two_steps_on_vectors(algo, pretrained, tmp_path)
     cfg = compose("finetune", f"algo={algo}", f"run.dir={tmp_path}", *TINY_ALGO)
