@@ -1,7 +1,5 @@
 """Policies of single steps on vectors with the values that train them; they are told a goal, a skill or nothing."""
 
-import math
-
 import torch
 from einops import rearrange, repeat
 from torch import nn
@@ -25,9 +23,9 @@ class ConditionedPolicy(nn.Module):
     max_timestep, context = 1 << 60, 1  # neither clock nor memory
 
     def build(self, state_dim, action_dim, n_actions, condition_dim, width, layers, critics=2, activation="relu",
-              std=None):  # fmt: skip
-        """Makes the networks; to be called once, after `__init__` of the module. activation: of the actor. std: the
-        Gaussian's deviation, None = learned."""
+              learned_std=True):  # fmt: skip
+        """Makes the networks; to be called once, after `__init__` of the module. activation: of the actor. learned_std:
+        whether the Gaussian's deviation is learned; otherwise it stays at 1."""
         self.state_dim, self.action_dim, self.n_actions = state_dim, action_dim, n_actions
         self.condition_dim, self.width = condition_dim, width
         choices = action_dim if n_actions is None else n_actions
@@ -37,10 +35,10 @@ class ConditionedPolicy(nn.Module):
         self.actor = EnsembleMLP(1, inputs, choices, width, layers, activation, norm=False, scale=1e-2)
         if n_actions is not None:
             self.log_std = None
-        elif std is None:
+        elif learned_std:
             self.log_std = nn.Parameter(torch.zeros(action_dim))
         else:
-            self.register_buffer("log_std", torch.full((action_dim,), math.log(std)), persistent=False)
+            self.register_buffer("log_std", torch.zeros(action_dim), persistent=False)
 
     # acting
 
@@ -110,9 +108,10 @@ class GoalPolicy(ConditionedPolicy):
     an actor alone, for imitation.
     """
 
-    def __init__(self, state_dim, action_dim=1, n_actions=None, goal_dim=0, width=512, layers=3, critics=2, std=None):
+    def __init__(self, state_dim, action_dim=1, n_actions=None, goal_dim=0, width=512, layers=3, critics=2,
+                 learned_std=False):  # fmt: skip
         super().__init__()
-        if critics < 0 or goal_dim < 0 or (std is not None and not std > 0):
-            raise ValueError(f"critics={critics}, goal_dim={goal_dim}, std={std}: expected at least 0, 0, above 0")
+        if critics < 0 or goal_dim < 0:
+            raise ValueError(f"critics={critics}, goal_dim={goal_dim}: expected at least 0 of each")
         self.goal_dim = goal_dim
-        self.build(state_dim, action_dim, n_actions, goal_dim, width, layers, critics, "gelu_tanh", std)
+        self.build(state_dim, action_dim, n_actions, goal_dim, width, layers, critics, "gelu_tanh", learned_std)

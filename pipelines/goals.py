@@ -12,7 +12,7 @@ import numpy as np
 
 from pipelines.schema import DataError
 
-WITHIN = ("geometric", "uniform")
+WITHIN = ("geometric", "uniform", "ahead")
 
 
 def state_offsets(offsets):
@@ -31,7 +31,8 @@ class Goals:
 
     offsets: int [E+1], rows of state of each episode. within: how later ones are drawn, `geometric` = so many steps on,
     at least one, geometric with parameter 1 - gamma, clipped at the episode's last state (HILP, arXiv:2402.15567) |
-    `uniform` = over the rest of the episode, the state itself included (ICVF, arXiv:2304.04782).
+    `uniform` = over the rest of the episode, the state itself included (ICVF, arXiv:2304.04782) | `ahead` = the same
+    without it, as actors' goals in OGBench (arXiv:2410.20092), which draws the first and last half as often.
     """
 
     offsets: np.ndarray
@@ -66,6 +67,7 @@ class Goals:
     def later(self, rows, generator):
         """Rows of goals within the episode; the last state of one is its own goal."""
         last = self.last(rows)
-        if self.within == "uniform":
-            return generator.integers(rows, last, endpoint=True)
+        if self.within != "geometric":
+            first = rows if self.within == "uniform" else np.minimum(rows + 1, last)
+            return generator.integers(first, last, endpoint=True)
         return np.minimum(rows + generator.geometric(1 - self.gamma, size=len(rows)), last)

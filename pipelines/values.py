@@ -79,12 +79,12 @@ TABLE = {  # of names that are null, empty, required or taken from elsewhere in 
     ("text or a list of texts", any_of(is_text, list_of(is_text))): "runs targets videos",
     LISTS[NUMBER]: "goals shares",
     LISTS[TEXT]: "also heldout observation only pretrained",
-    COUNT: "action_dim camera_null camera_on context episode_steps episodes height length limit maps max_timestep"
-    " n_actions n_bins n_buttons n_camera n_keys queries representation_steps skills state_dim stop_after stride"
-    " threads vocabulary width workers",
+    COUNT: "action_dim camera_null camera_on context episode_steps episodes goal_dim height length limit maps"
+    " max_timestep n_actions n_bins n_buttons n_camera n_keys queries representation_steps skills state_dim stop_after"
+    " stride threads vocabulary width workers",
     NUMBER: "fps gamma gradient_clip_val hours noise returns_scale reward_scale target_entropy timeout_seconds",
     BOOL: "carry greedy roam",
-    GROUP: "augment base encoder numbers shift tags where",
+    GROUP: "actor_goals augment base encoder numbers shift tags where",
     ("a number or text", is_label): "return_scale validation",
     ("a number, text or a list of them", any_of(is_label, list_of(is_label))): "target",
     ("a number or a list of numbers", any_of(is_number, list_of(is_number))): "high low scale state_mean state_std",
