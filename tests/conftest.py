@@ -15,6 +15,7 @@ from pipelines.command import CONFIGS, execute
 from pipelines.pixels import encode
 from pipelines.schema import SampleMeta
 from pipelines.shards import ShardWriter
+from tests.foundation.maze_shards import write_mazes
 from tests.foundation.vector_world import write_pushes
 
 HEIGHT, WIDTH, FPS = 32, 40, 17.5
@@ -104,13 +105,17 @@ def texts(tmp_path_factory):
 @pytest.fixture(scope="session")
 def data_for(play_shards, held_out_shards, texts, tmp_path_factory):
     """Function: composed config -> (training shards, held-out shards) of the kind its method trains on."""
-    pushes = {}
+    pushes, mazes = {}, []
 
     def shards(cfg):
         if cfg.data._target_.endswith(("ShardData", "IntentData")):
             return play_shards, held_out_shards
         if cfg.data._target_.endswith("TextData"):
             return texts, texts
+        if cfg.data._target_.endswith("FrameStepData"):
+            if not mazes:
+                mazes.extend(write_mazes(tmp_path_factory.mktemp("mazes"), f"run.seed={seed}") for seed in (0, 1))
+            return mazes
         for seed in (0, 1):
             if seed not in pushes:
                 pushes[seed] = write_pushes(tmp_path_factory.mktemp(f"pushes{seed}"), 20, seed)

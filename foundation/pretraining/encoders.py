@@ -1,0 +1,37 @@
+"""Networks that begin with the image encoder of another one, each with a copy of its own."""
+
+from foundation import hub
+from models.frame_encoders import FrameEncoder
+from models.icvf import ENCODER
+from pipelines.schema import DataError
+
+SAME = ("height", "width", "encoder", "channels")  # of the two nets' configs
+
+
+def check_encoder(net, address, init):
+    """`net`, a network's config, unchanged; DataError where the encoder at `address` does not fit it."""
+    if address is None:
+        return net
+    if init is not None:
+        raise DataError(f"init={init} brings its encoders; leave out method.encoder={address}, or init")
+    theirs = hub.load(address).config["net"]
+    if not set(SAME) <= set(theirs) or theirs["encoder"] == "none":
+        raise DataError(f"method.encoder={address} has no image encoder of single frames; give a run of method=icvf")
+    different = [name for name in SAME if net[name] != theirs[name]]
+    if different:
+        options = " ".join(f"method.net.{name}={theirs[name]}".replace(" ", "") for name in different)
+        raise DataError(f"method.encoder={address} was built otherwise; set {options}")
+    return net
+
+
+def start_from(net, address):
+    """Copies the encoder at `address` into every FrameEncoder of `net`; where it came from in words, or None."""
+    if address is None:
+        return None
+    bundle = hub.load(address)
+    weights = bundle.net.state_dict()
+    own = {name.removeprefix(ENCODER): value for name, value in weights.items() if name.startswith(ENCODER)}
+    for module in net.modules():
+        if isinstance(module, FrameEncoder):
+            module.load_state_dict(own)
+    return f"random weights, but for the image encoders, which are that of {hub.origin(address, bundle)}"
