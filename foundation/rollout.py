@@ -29,6 +29,8 @@ from pipelines.schema import (
 )
 
 FEATURES = "features"  # [b t d] what `policy.encode` made of the frames, in their place in a window
+BASE_FRAMES, BASE_REWARD = "base_frames", "base_reward"  # entries of `info` where an action is several frames, or where
+# its reward is another than the task's: episodes count and sum these
 SEEDS = 1 << 30  # training episodes use seeds below, evaluation episodes seeds from here on
 
 
@@ -69,18 +71,19 @@ class Slot:
         observation, reward, terminated, truncated, info = self.environment.step(action)
         self.actions.append(action)
         self.reward, self.following = float(reward), info.get(NEXT_OBSERVATION)
-        self.returns += self.reward
+        self.returns += float(info.get(BASE_REWARD, reward))
+        self.frames += info.get(BASE_FRAMES, 1)
         self.done = bool(terminated or truncated)
         finished = None
         if self.done:
             success = info.get("episode", {}).get("success")
-            finished = Episode(self.seed, self.returns, len(self.actions), None if success is None else bool(success))
+            finished = Episode(self.seed, self.returns, self.frames, None if success is None else bool(success))
         return observation, self.reward, False, bool(terminated), bool(truncated), finished
 
     def reset(self):
         self.episode += 1
         self.seed, self.actions, self.returns, self.done = self.seed_of(self.index, self.episode), [], 0.0, False
-        self.reward, self.following = 0.0, None
+        self.reward, self.frames, self.following = 0.0, 0, None
         observation, _ = self.environment.reset(seed=self.seed)
         return observation
 
