@@ -26,7 +26,9 @@ from foundation.actors import (
     UniformActor,
 )
 from foundation.envs import registry
-from foundation.prompts import Prompts, prompted
+from foundation.envs.skills import with_skills, wrapped
+from foundation.prompted import prompted
+from foundation.prompts import Prompts
 from foundation.rollout import Environments, evaluation_seed
 from models.hilbert import HilbertPolicy
 from models.in_context import InContext
@@ -127,6 +129,7 @@ def evaluate(actor, environments, protocol, who, prefix, watch=None):
     numbers = summarise(episodes, prefix) | (by_task(episodes, tasks, prefix) if tasks > 1 else {})
     frames = sum(e.frames for e in episodes)
     numbers[f"{prefix}/frames_per_second"] = frames / (time.monotonic() - start)
+    numbers |= {f"{prefix}/{name}": value for name, value in getattr(actor, "numbers", {}).items()}
     say(who, numbers, prefix)
     return numbers | (by_number(episodes, seeds, len(environments), prefix) if remembers(actor) else {})
 
@@ -172,7 +175,7 @@ def main(cfg):
         if len(tasks) > 1:
             raise DataError(f"{[task['name'] for task in tasks]}: a world is played alone; give one name")
         return evaluate_worlds.score(tasks[0], bundle, cfg)
-    for task in tasks:
+    for task in with_skills(tasks, bundle and bundle.config.get("skills")):
         prefix = "evaluate" if len(tasks) == 1 else f"evaluate/{task['name']}"
         if len(tasks) > 1:
             log.info("%s", task["name"])
@@ -242,7 +245,7 @@ def sequence_actor(bundle, world, cfg, target=None):
         return baseline(cfg.policy, world)
     check_spaces(bundle, world, cfg.policy, cfg.task.name)
     if isinstance(bundle.net, HilbertPolicy):
-        return prompted(bundle, cfg.prompt, cfg.exemplars, cfg.run.seed, cfg.greedy is not False, cfg.device)
+        return prompted(bundle, world, cfg)
     if cfg.prompt is not None:
         raise DataError(f"prompt={cfg.prompt}: a {type(bundle.net).__name__} has no skills; give one of method=hilp")
     if target is not None and bundle.config.get("condition") == "none":
@@ -326,7 +329,7 @@ def protocol_of(cfg, task=None):
 @contextmanager
 def opened(task, n, **overrides):
     """A list of `n` environments of a task, closed at the end."""
-    environments = [registry.make(task, seed=i, **overrides) for i in range(n)]
+    environments = [wrapped(registry.make(task, seed=i, **overrides), task) for i in range(n)]
     for environment in environments:
         environment.tags = {"task": task["name"]}  # as on the episodes that were collected in it
     try:

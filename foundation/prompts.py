@@ -8,18 +8,25 @@ arXiv:2402.15567).
 Axes: b environments, n samples, m exemplars, s numbers of a state, z of a latent. Skills have length 1, as in training.
 """
 
+import logging
+
 import numpy as np
 import torch
 
 from foundation.rollout import take
 from models.hilbert import HilbertPolicy
 from pipelines.schema import CONDITION, OBSERVATION, DataError
-from pipelines.trajectories import Spaces, Trajectories
+from pipelines.trajectories import Spaces
 from pipelines.trajectory_windows import Normalizer
 from pipelines.values import is_number, list_of
 
+log = logging.getLogger("foundation-policy")
+
 ROWS = 8192  # states encoded at once
-EXEMPLARS, NEIGHBOURS, RECURSIONS = 50_000, 50, 3  # states that a plan looks at, those in a midpoint, midpoints: HILP's
+NEIGHBOURS, RECURSIONS = 50, 3  # states in a plan's midpoint, midpoints: HILP's
+RIDGE = 0.1  # of the features' mean variance
+MARGIN = 1e-3  # by which a goal may lie outside of known states unnoticed
+LITTLE = 0.1  # share of a reward's variance, below which a skill says next to nothing of it
 
 
 class Prompts:
@@ -32,6 +39,7 @@ class Prompts:
         self.net, self.device = bundle.net.to(device).eval(), device
         statistics = bundle.statistics or {}
         self.normalizer = Normalizer.from_dict(statistics) if "state_mean" in statistics else None
+        self.bounds, self.warned = bounds_of(statistics, self.net.state_dim), False
         self.representation = self.net.representation
 
     def goal(self, goals=None):
@@ -42,13 +50,18 @@ class Prompts:
         """To goals [b s] or [s] by way of midpoints among the states `exemplars` [m s]."""
         return PlanPrompt(self, goals, exemplars, neighbours, recursions)
 
-    def reward(self, observation, next_observation, reward, ridge=0.0):
+    def reward(self, observation, next_observation, reward, ridge=RIDGE):
         """To where rewards [n] of steps [n s] -> [n s] are high: z ~ least squares of the reward on phi's features.
 
-        ridge: added to the features' mean square, for few samples. DataError for rewards that say nothing.
+        Fitted with an intercept, as a constant changes no policy. ridge: of the features' mean variance. 0, as in the
+        paper, fits best but may put nearly all weight on latent directions in which states hardly differ, whose skills
+        are learned badly. A policy of features=difference was rewarded for moving along z: told a reward of moves, z is
+        fitted on phi(s') - phi(s); told one of places, on phi(s'), which its skill climbs and stays on top of. The
+        better fit is taken, `explained` of the prompt is its share of the rewards' variance. DataError for rewards that
+        say nothing, a warning where a skill can say hardly any of them.
         """
-        feature = self.features(observation, next_observation).double()
-        reward = torch.as_tensor(reward, dtype=torch.float64, device=self.device).flatten()
+        feature = self.features(observation, next_observation).double().cpu()
+        reward = torch.as_tensor(reward, dtype=torch.float64).flatten().cpu()
         n, z = feature.shape
         if len(reward) != n:
             raise DataError(f"a reward prompt of {n} steps has {len(reward)} rewards; expected one for each")
@@ -59,8 +72,15 @@ class Prompts:
                             " better some thousands")  # fmt: skip
         if reward.max() == reward.min():
             raise DataError(f"all {n} rewards are {float(reward[0]):g}: every skill is as good; give steps with others")
-        gram = feature.T @ feature / n + ridge * torch.eye(z, dtype=torch.float64, device=self.device)
-        return FixedPrompt(unit(torch.linalg.lstsq(gram, (feature.T @ reward / n)[:, None]).solution[:, 0].float()))
+        fits = [fitted(feature, reward, ridge)]
+        if self.representation.features == "difference":
+            fits.append(fitted(self.latent(next_observation).double().cpu(), reward, ridge))
+        explained, skill = max(fits, key=lambda fit: fit[0])
+        log.info("the reward as a skill: %.2f of its variance over %d steps is explained", explained, n)
+        if explained < LITTLE:
+            log.warning("that is little: expect no better play than by chance; rewards of places are told best to a"
+                        " policy of method.net.features=centred or state")  # fmt: skip
+        return FixedPrompt(unit(skill.float().to(self.device)), explained)
 
     def demonstration(self, states):
         """Along a demonstration [n s]: z ~ the mean of its steps' features; of features=difference, last - first."""
@@ -87,6 +107,22 @@ class Prompts:
         """phi [n z] of states as environments show them."""
         return torch.cat([self.representation.latent(part) for part in self.seen(states).split(ROWS)])
 
+    def goal_latent(self, goals):
+        """phi [n z] of goals. Outside of the states of the training data, where it is made up, a warning; DataError at
+        more than their extent from them."""
+        latent = self.latent(goals)
+        if self.bounds is not None:
+            goals, (low, high) = torch.atleast_2d(torch.as_tensor(goals)).cpu().numpy(), self.bounds
+            outside = np.maximum(low - goals, goals - high)  # n s
+            far = (outside > high - low + MARGIN).any(1)
+            if far.any():
+                raise DataError(f"the goal {goals[far][0].round(2)} lies far outside of the states that the policy was"
+                                f" trained on, {low.round(2)} to {high.round(2)}; give one among them")  # fmt: skip
+            if (outside > MARGIN).any() and not self.warned:
+                self.warned = True
+                log.warning("a goal lies %.3g outside of the states that the policy was trained on", outside.max())
+        return latent
+
     def features(self, observation, next_observation):
         """What a skill is multiplied with to be rewarded, of steps [n s] -> [n s]; [n z]."""
         observation, next_observation = self.seen(observation), self.seen(next_observation)
@@ -101,11 +137,30 @@ class Prompts:
         return torch.cat([phi.feature(phi.latent(now), phi.latent(following)) for now, following in pairs])
 
 
-class FixedPrompt:
-    """The same skill everywhere."""
+def bounds_of(statistics, state_dim):
+    """(least, greatest) states of the training data [s], None where they are not known; DataError if damaged."""
+    found = [statistics.get(name) for name in ("state_low", "state_high")]
+    if found == [None, None]:
+        return None
+    if any(not list_of(is_number)(one) or len(one) != state_dim for one in found):
+        raise DataError(f"the model's state_low, state_high are not {state_dim} numbers each; copy it again")
+    return tuple(np.array(one, np.float32) for one in found)
 
-    def __init__(self, skill):
-        self.skill = skill  # [z]
+
+def fitted(feature, reward, ridge):
+    """Ridge regression with an intercept, float64 [n z], [n] -> (share of the variance explained, weights [z])."""
+    feature, reward = feature - feature.mean(0), reward - reward.mean()
+    gram = feature.T @ feature / len(reward)
+    gram = gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    weights = torch.linalg.lstsq(gram, (feature.T @ reward / len(reward))[:, None]).solution[:, 0]
+    return float(1 - (reward - feature @ weights).square().mean() / reward.square().mean()), weights
+
+
+class FixedPrompt:
+    """The same skill everywhere; explained: the share of a reward's variance that it says."""
+
+    def __init__(self, skill, explained=None):
+        self.skill, self.explained = skill, explained  # [z]
 
     def __call__(self, states):
         return self.skill.expand(len(states), -1)
@@ -123,7 +178,7 @@ class GoalPrompt:
     def __init__(self, prompts, goals=None):
         self.prompts, self.target = prompts, None
         if goals is not None:
-            self.target = prompts.latent(goals)  # b z or 1 z
+            self.target = prompts.goal_latent(goals)  # b z or 1 z
 
     def __call__(self, states):
         if self.target is None:
@@ -137,7 +192,7 @@ class GoalPrompt:
 
     def aim(self, rows, goals):
         """Sets the goals [r s] of the environments bool [b] or int [r] `rows`."""
-        new = self.prompts.latent(goals)
+        new = self.prompts.goal_latent(goals)
         if self.target is None:
             self.target = new.new_zeros(len(rows), new.shape[1])
         self.target[rows] = new
@@ -202,6 +257,8 @@ class PromptedActor:
         self.prompt = self.prompts.goal() if prompt is None else prompt
         self.net, self.seed, self.greedy = self.prompts.net, seed, greedy
         self.spaces = Spaces.from_dict(bundle.config["spaces"])
+        explained = getattr(self.prompt, "explained", None)
+        self.numbers = {} if explained is None else {"explained": explained}  # beside those of the play
 
     def start(self, slots):
         self.slots, self.generator = list(slots), torch.Generator().manual_seed(self.seed)
@@ -234,25 +291,6 @@ def own_skill(bundle):
     if not list_of(is_number)(found) or len(found) != bundle.net.latent_dim or not np.isfinite(found).all():
         raise DataError(f"the model's skill is not {bundle.net.latent_dim} numbers but {found!r:.60}; copy it again")
     return unit(torch.tensor(found, dtype=torch.float32))
-
-
-def prompted(bundle, prompt=None, exemplars=None, seed=0, greedy=True, device="cpu"):
-    """The actor of a prompt that tells goals: goal | plan, through states of the trajectory shards `exemplars`; None =
-    the policy's own skill where it has one, else goal."""
-    own = own_skill(bundle) if prompt is None else None
-    if own is not None:
-        return PromptedActor(bundle, FixedPrompt(own.to(device)), seed, greedy, device)
-    prompt = prompt or "goal"
-    if prompt not in ("goal", "plan"):
-        raise DataError(f"prompt={prompt!r}: expected goal or plan")
-    if prompt == "goal":
-        return PromptedActor(bundle, None, seed, greedy, device)
-    if exemplars is None:
-        raise DataError("prompt=plan looks for midpoints in data: give exemplars=<trajectory shards>")
-    states = Trajectories.load(exemplars).observation
-    rows = np.random.default_rng(seed).permutation(len(states))[:EXEMPLARS]
-    plan = Prompts(bundle, device).plan(None, states[rows], min(NEIGHBOURS, len(rows)))
-    return PromptedActor(bundle, plan, seed, greedy, device)
 
 
 def unit(x):

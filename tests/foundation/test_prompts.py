@@ -1,12 +1,13 @@
 """Prompts of a policy of skills: skills by hand, plans by brute force, what cannot be told."""
 
+import logging
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from foundation.prompts import FixedPrompt, PromptedActor, Prompts, unit
+from foundation.prompts import FixedPrompt, PromptedActor, Prompts, fitted, unit
 from foundation.rollout import Frame
 from models.hilbert import HilbertPolicy
 from models.in_context import InContext
@@ -51,10 +52,54 @@ def test_a_reward_recovers_the_skill_that_made_it(features):
     now, following = states(500), states(500, 1)
     planted = unit(torch.tensor([1.0, -2.0, 0.5, 3.0]))
     reward = prompts.features(now, following) @ planted
-    skill = prompts.reward(now, following, reward)(states(2))
-    torch.testing.assert_close(skill, planted.expand(2, -1), atol=1e-4, rtol=1e-4)
-    noisy = prompts.reward(now, following, reward + 0.01 * torch.randn(500), ridge=1e-3)(states(1))[0]
-    assert noisy @ planted > 0.99
+    prompt = prompts.reward(now, following, reward + 7, ridge=0)  # a constant changes nothing
+    torch.testing.assert_close(prompt(states(2)), planted.expand(2, -1), atol=1e-4, rtol=1e-4)
+    assert prompt.explained == pytest.approx(1)
+    noisy = prompts.reward(now, following, reward + 0.01 * torch.randn(500), ridge=1e-3)
+    assert noisy(states(1))[0] @ planted > 0.99 and 0.5 < noisy.explained < 1
+
+
+def test_a_policy_of_differences_climbs_a_reward_of_places():
+    prompts = Prompts(bundle())  # features=difference
+    now, following = states(500), states(500, 1)
+    planted = unit(torch.tensor([1.0, -2.0, 0.5, 3.0]))
+    prompt = prompts.reward(now, following, prompts.latent(following) @ planted, ridge=0)
+    torch.testing.assert_close(prompt(states(1))[0], planted, atol=1e-4, rtol=1e-4)
+    assert prompt.explained == pytest.approx(1)
+
+
+def test_a_ridge_shrinks_what_hardly_varies():
+    feature = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0)).double() * torch.tensor([10.0, 0.1])
+    reward = feature @ torch.tensor([1.0, 1.0]).double()
+    explained, free = fitted(feature, reward, 0.0)
+    torch.testing.assert_close(free, torch.ones(2).double())
+    assert explained == pytest.approx(1)
+    variance = feature.var(0, correction=0)
+    shrunk = fitted(feature, reward, 0.1)[1]  # w = cov / (var + ridge), as the two are nearly uncorrelated
+    torch.testing.assert_close(shrunk, variance / (variance + 0.1 * variance.mean()), atol=2e-3, rtol=0.05)
+
+
+def test_a_reward_that_no_skill_says_is_warned_of(caplog):
+    prompts, now = Prompts(bundle()), states(2000)
+    with caplog.at_level(logging.WARNING):
+        prompt = prompts.reward(now, states(2000, 1), torch.rand(2000, generator=torch.Generator().manual_seed(3)))
+    assert prompt.explained < 0.05 and "that is little" in caplog.text
+
+
+def test_a_goal_lies_among_the_states_of_training(caplog):
+    prompts = Prompts(bundle({"state_low": [0, 0, 0], "state_high": [1.0, 2.0, 3.0]}))
+    inside, outside, far = [[1.0, 2.0, 0.0]], [[1.5, 2.0, 0.0]], [[0.0, 4.5, 0.0]]
+    with caplog.at_level(logging.WARNING):
+        prompts.goal(inside)
+        assert not caplog.text
+        prompts.goal(outside)
+        assert "a goal lies 0.5 outside" in caplog.text
+    for told in (lambda: prompts.goal(far), lambda: prompts.plan(far, states(9), neighbours=2),
+                 lambda: prompts.goal().aim(torch.tensor([True]), torch.tensor(far))):  # fmt: skip
+        with pytest.raises(DataError, match=r"far outside of the states .* give one among them"):
+            told()
+    with pytest.raises(DataError, match="state_low, state_high are not 3 numbers"):
+        Prompts(bundle({"state_low": [0, 0], "state_high": [1, 1]}))
 
 
 def test_a_demonstration_leads_from_its_first_to_its_last_state():
