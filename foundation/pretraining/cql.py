@@ -15,12 +15,12 @@ from foundation.losses.cql import chosen, cql_penalty, soft_policy_loss
 from foundation.losses.td import td_loss, td_target
 from foundation.pretraining.encoders import check_encoder, start_from
 from foundation.pretraining.task import PretrainTask
-from foundation.target_networks import follow, slow
+from foundation.target_networks import Followed, follow, slow
 from pipelines import schema
 from pipelines.schema import DataError
 
 
-class CqlTask(PretrainTask):
+class CqlTask(Followed, PretrainTask):
     """Trains a models.visual_actor_critic.VisualActorCritic, or another net with `all_q` and `act`.
 
     encoder: run or hub folder of method=icvf whose image encoder actor and critics begin with; None: random weights.
@@ -59,8 +59,7 @@ class CqlTask(PretrainTask):
         loss = metrics["td_loss"] + self.alpha * metrics["penalty"] + metrics["actor_loss"]
         return loss, {name: value.detach() for name, value in metrics.items()}
 
-    def on_before_optimizer_step(self, optimizer):
-        """The target's step: towards the parameters from before the update."""
+    def follow(self):
         follow(self.target_critic, self.net.critic, self.tau)
 
 

@@ -73,9 +73,11 @@ class FrameStepData(L.LightningDataModule):
 
     def derive(self, net):
         """The network's config with what follows from frames, actions and tasks filled in."""
-        known = {"tasks": 0 if self.tasks is None else len(values_of(self.tasks)[1])}
+        codec = ActionCodec(self.spec)
+        tasks = 0 if self.tasks is None else len(values_of(self.tasks)[1])
+        known = {"tasks": tasks, "n_actions": codec.n_buttons - sum(codec.camera_on)}
         net = {name: known.get(name) if value is None else value for name, value in net.items()}
-        return derive(net, self.size, ActionCodec(self.spec))
+        return derive(net, self.size, codec)
 
     def contract(self):
         """What whoever uses the network has to know: entries of the hub folder's config.yaml."""
