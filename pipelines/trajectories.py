@@ -230,8 +230,8 @@ def common(root, entries):
     for entry in entries:
         if entry.meta.get("spaces") is None:
             raise DataError(
-                f"{root}: {entry.key} is no episode of vectors; frames are trained on with method=vpt, vectors come"
-                " from `python -m foundation.collect task=metaworld` or an import"
+                f"{root}: {entry.key} is no episode of vectors; frames are given actions by `python -m pipelines.label`"
+                " and trained on with method=vpt, vectors come from `python -m foundation.collect` or an import"
             )
         found.setdefault((str(entry.meta["spaces"]), entry.meta["fps"]), entry)
     if len(found) > 1:

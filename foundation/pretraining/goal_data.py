@@ -68,11 +68,14 @@ class GoalData(TrajectoryData):
         return self.spaces.state_dim if self.condition == "goal" else 0
 
     def statistics(self):
-        """Of these data, of which goals they had or which reward."""
+        """Of these data, between which numbers their states lie, and which goals they had or which reward."""
+        states = self.data.observation, self.data.final_observation
+        low, high = np.min([s.min(0) for s in states], 0), np.max([s.max(0) for s in states], 0)
+        values = {**super().statistics(), "state_low": low.tolist(), "state_high": high.tolist()}
         if self.reward is not None:
-            return {**super().statistics(), "reward": self.reward}
+            return {**values, "reward": self.reward}
         apart = {} if self.actor_goals is None else {"actor_goals": dict(self.actor_goals)}
-        return {**super().statistics(), "goals": dict(self.goals), **apart}
+        return {**values, "goals": dict(self.goals), **apart}
 
     def provenance(self):
         if self.reward is not None:
