@@ -34,8 +34,8 @@ class GoalData(TrajectoryData):
         if normalise not in (None, "all"):
             raise DataError(f"data.normalise={normalise!r}: expected null or all; distances have one unit")
         if skills is not None and reward is not None:
-            raise DataError(f"data.reward={reward}: skills bring rewards of their own; leave it out, and tell the trained"
-                            " policy that reward")  # fmt: skip
+            raise DataError(f"data.reward={reward}: skills have rewards of their own; leave it out, and tell the policy"
+                            " that reward once it is trained")  # fmt: skip
         self.goals, self.actor_goals, self.reward = goals, actor_goals, reward
         self.skills, self.frozen_skills = skills, frozen_skills
         condition = "skill" if skills is not None else "goal" if reward is None else "none"
