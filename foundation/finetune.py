@@ -42,6 +42,8 @@ def main(cfg):
         return (latent if searches else finetune_states).main(cfg)
     if not issubclass(get_class(cfg.algo.agent._target_), PPO):
         raise DataError(f"algo={cfg.algo.name} is for tasks of vectors, {cfg.task.name} shows frames; use algo=ppo")
+    if cfg.skills.init or cfg.shaping.init:
+        raise DataError(f"skills.init and shaping.init are for tasks of vectors, {cfg.task.name} shows frames")
     folder, algo, protocol = run_folder(cfg), plain(cfg.algo), protocol_of(cfg)
     bundle = None if cfg.init is None else load_policy(cfg.init)
     size = bundle.size if bundle else tuple(cfg.policy.size)

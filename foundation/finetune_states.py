@@ -22,12 +22,13 @@ from foundation.actors import ScriptedActor, SequenceActor, UniformActor
 from foundation.checkpoints import Checkpoint, StepSeed, resume_path, step_of
 from foundation.envs import registry
 from foundation.evaluate import check_spaces, evaluate, load_policy, opened, protocol_of
-from foundation.finetuning.episodes import SIZES, Collector, Targets, floors, opened_worlds
+from foundation.finetuning.episodes import SIZES, Collector, Targets, floors, in_skills, opened_worlds, shaped
 from foundation.finetuning.ppo import PPO
 from foundation.finetuning.ppo_states import SequencePPO, WindowsOnPolicy
 from foundation.finetuning.replay import OfflineToOnline
 from foundation.preemption import Preemption
 from foundation.training import fit_from, make_trainer, plain
+from models.hilbert import HilbertPolicy
 from pipelines import checkpoint
 from pipelines.card import numbers
 from pipelines.command import run_folder, write_summary
@@ -42,12 +43,13 @@ log = logging.getLogger("foundation-policy")
 
 def main(cfg):
     """-> summary. Seeds are set, `cfg.task` shows vectors."""
-    folder, algo, tasks = run_folder(cfg), plain(cfg.algo), registry.tasks_of(cfg.task)
+    folder, algo = run_folder(cfg), plain(cfg.algo)
+    tasks = in_skills(registry.tasks_of(cfg.task), cfg)
     if cfg.trainer.devices != 1:
         raise DataError(f"trainer.devices={cfg.trainer.devices}: RL runs in one process; choose trainer=cpu or gpu")
     with ExitStack() as stack:
         n = algo["stream"].pop("environments")
-        worlds = opened_worlds(stack, tasks, n)
+        worlds = opened_worlds(stack, shaped(tasks, cfg), n)
         bundle, data = begin(cfg, folder, worlds)
         start = resume_path(folder, cfg.resume, plain(cfg))
         acting = {name: algo["stream"].pop(name, value) for name, value in FIXED.items()}
@@ -60,7 +62,7 @@ def main(cfg):
         trained = fit(cfg, folder, algo, agent, stream, score, start)
         after = score("fine-tuned", "finetune")
     summary = {**before, **after, **trained}
-    keep(cfg, folder, bundle, data, {"targets": {task: targets(task) for task in targets.floors}}, summary)
+    keep(cfg, folder, bundle, data, {"targets": {task: targets(task) for task in targets.floors}}, summary, tasks)
     return summary
 
 
@@ -72,6 +74,11 @@ def begin(cfg, folder, worlds):
     name, (world, *_) = next(iter(worlds.items()))
     bundle = None if cfg.init is None else load_policy(cfg.init)
     if bundle is not None:
+        if isinstance(bundle.net, HilbertPolicy):
+            raise DataError(
+                f"init={cfg.init} is a policy of skills (method=hilp), which algo={cfg.algo.name} does not train: use"
+                f" algo=latent to search its skill, or skills.init={cfg.init} to learn which skill to play when"
+            )
         check_spaces(bundle, world, cfg.init, name)
         if getattr(bundle.net, "query", None) == "first":
             raise DataError(f"init={cfg.init} answers one query a pass; pretrain it with method.net.query=last")
@@ -164,7 +171,7 @@ def untrained(folder, start, score, worlds, bundle, data):
         scores = score("random", "random", UniformActor)
         if all(getattr(made[0], "scripted", lambda: None)() is not None for made in worlds.values()):
             scores |= score("scripted", "scripted", ScriptedActor)
-        scores |= score("initial", "initial") | behaviour(bundle, data)
+        scores |= score("initial", "initial") | ({} if score.cfg.shaping.init else behaviour(bundle, data))
         write_summary(path, scores)
     return json.loads(path.read_text())
 
@@ -291,12 +298,13 @@ def device_of(cfg):
 # what it leaves
 
 
-def keep(cfg, folder, bundle, data, found, summary):
+def keep(cfg, folder, bundle, data, found, summary, tasks):
     """Writes the hub folder `model`: spaces and statistics stay the policy's own, and `found` is added: what it is told
     from now on."""
     config = {name: bundle.config.get(name) for name in ("spaces", "fps", "condition") if name in bundle.config}
+    config |= {"skills": tasks[0]["skills"]} if "skills" in tasks[0] else {}
     extras = {**config, "statistics": {**bundle.statistics, **found}}
-    names = ", ".join(task["name"] for task in registry.tasks_of(cfg.task))
+    names = ", ".join(task["name"] for task in tasks)
     lead = (
         f"algo {cfg.algo.name}, task `{names}`, from {hub.origin(cfg.init, bundle if cfg.init else None)}, seed"
         f" {cfg.run.seed}, on {hub.machine_words()}. Play it with `python -m foundation.evaluate policy=<this folder>`."

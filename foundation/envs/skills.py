@@ -1,8 +1,8 @@
 """Around environments of vectors: actions that are skills, and rewards shaped by a distance.
 
     SkillEnv   an action is a skill z of a policy of skills (HILP, arXiv:2402.15567), which plays it for some steps
-    ShapedEnv  r + scale (gamma V(s') - V(s)), V(s) minus the number of steps to the goal (potentials: Ng et al. 1999; with
-               a value learned from states alone: ViVa, arXiv:2503.18210)
+    ShapedEnv  r + scale (gamma V(s') - V(s)), V(s) minus the number of steps to the goal (potentials: Ng et al. 1999; a
+               value learned from states without rewards: ViVa, arXiv:2503.18210)
 
 Both say in `info` what a step was to the environment within: BASE_FRAMES of its steps, BASE_REWARD of its own unit.
 """

@@ -11,8 +11,10 @@ import gymnasium
 import numpy as np
 import torch
 
+from foundation import hub
 from foundation.actors import SequenceActor, UniformActor, target_return
 from foundation.envs import registry
+from foundation.envs.skills import with_skills, wrapped
 from foundation.evaluate import play
 from foundation.rollout import training_seed
 from pipelines import schema
@@ -175,11 +177,32 @@ class Collector:
         return self.play(number, UniformActor(spaces, training_seed(self.seed, len(self.worlds[task]), number)))
 
 
+def in_skills(tasks, cfg):
+    """The tasks with actions as `skills` says, or as the policy that goes on learning knows them."""
+    if cfg.skills.init is not None or cfg.init is None:
+        return with_skills(tasks, cfg.skills)
+    return with_skills(tasks, hub.load(cfg.init).config.get("skills"))
+
+
+def shaped(tasks, cfg):
+    """The tasks as they are trained on: with `shaping`, which evaluations never see."""
+    if cfg.shaping.init is None:
+        return tasks
+    told = cfg.data.condition if cfg.init is None else hub.load(cfg.init).config.get("condition", "return")
+    if told != "none" or cfg.data.train is not None:
+        raise DataError(
+            "shaping changes rewards: the policy must be told no returns, data.condition=none, and learn from no given"
+            " episodes, which lack it; leave out data.train"
+        )
+    gamma = cfg.algo.agent.gamma if cfg.shaping.gamma is None else cfg.shaping.gamma
+    return [{**task, "shaping": {**cfg.shaping, "gamma": gamma}} for task in tasks]
+
+
 def opened_worlds(stack: ExitStack, tasks, n):
     """{name of a task: list of n environments that `stack` closes}; DataError unless all have the same sizes."""
     worlds = {}
     for task in tasks:
-        worlds[task["name"]] = made = [registry.make(task, seed=i) for i in range(n)]
+        worlds[task["name"]] = made = [wrapped(registry.make(task, seed=i), task) for i in range(n)]
         for world in made:
             stack.callback(world.close)
             world.tags = {"task": task["name"]}

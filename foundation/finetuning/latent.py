@@ -24,6 +24,7 @@ from foundation.envs import registry
 from foundation.evaluate import check_spaces, load_policy, play
 from foundation.finetune_states import Scores, device_of, fit, keep, limit, untrained
 from foundation.finetuning.episodes import opened_worlds
+from foundation.prompted import from_data
 from foundation.prompts import FixedPrompt, PromptedActor, Prompts, own_skill, unit
 from foundation.rollout import Episode, training_seed
 from foundation.training import plain
@@ -176,7 +177,7 @@ def begin(cfg, world):
     if cfg.algo.prompt == "goal":
         return bundle, goal_start(prompts, world, cfg.run.seed), KNOWN
     if cfg.algo.prompt == "reward":
-        return bundle, reward_start(prompts, world, cfg.data.train), KNOWN
+        return bundle, reward_start(prompts, world, cfg.data.train, cfg.run.seed), KNOWN
     found = own_skill(bundle)
     if found is not None:
         return bundle, found, KNOWN
@@ -196,16 +197,13 @@ def goal_start(prompts, world, seed):
     return unit(prompts.goal(goals)(states).mean(0))
 
 
-def reward_start(prompts, world, train):
+def reward_start(prompts, world, train, seed):
     """The z of a reward prompt on the steps of trajectory shards. They get the task's reward where it is one of states,
     else they keep their own."""
     if train is None:
         raise DataError("algo.prompt=reward fits a reward on states: give data.train=<trajectory shards>")
-    data = Trajectories.load(train)
-    following = data.following(np.arange(len(data.reward)))
     paid = getattr(world, "state_reward", None)
-    reward = data.reward if paid is None else paid(data.observation, following)
-    return prompts.reward(data.observation, following, reward)(data.observation[:1])[0]
+    return from_data(prompts, "reward", Trajectories.load(train), seed, paid).skill
 
 
 # the command
@@ -244,7 +242,7 @@ def main(cfg):
         trained = fit(cfg, folder, algo, agent, stream, score, start, (cfg.frames, "frame", lambda _: stream.frames))
         after = score("fine-tuned", "finetune")
     summary = {**before, **after, **trained, "finetune/skill_cosine": float(agent.skill @ begun)}
-    keep(cfg, folder, bundle, None, {"skill": agent.skill.tolist()}, summary)
+    keep(cfg, folder, bundle, None, {"skill": agent.skill.tolist()}, summary, tasks)
     return summary
 
 
@@ -256,3 +254,5 @@ def check_one(cfg, tasks):
         raise DataError(f"trainer.devices={cfg.trainer.devices}: RL runs in one process; choose trainer=cpu or gpu")
     if cfg.init is None:
         raise DataError("algo=latent searches the skill of a policy that is there: set init=<run of method=hilp>")
+    if cfg.skills.init or cfg.shaping.init:
+        raise DataError("algo=latent acts with init's skills in the task as it is: leave out skills.init, shaping.init")
