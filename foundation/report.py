@@ -209,6 +209,8 @@ def main(cfg):
     runs = discover(folders)
     numbers = gather(runs, OmegaConf.to_container(cfg.numbers))
     print(table(numbers), file=sys.stderr)
+    if cfg.seeds:
+        print(report_seeds.lines(runs, cfg.seeds), file=sys.stderr)
     summary = write(cfg.out, folders, cfg.title, cfg.video_megabytes)
     print(f"report: {summary['report']}", file=sys.stderr)
     return {**summary, **numbers}

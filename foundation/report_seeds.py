@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 
 from foundation import page, plots
+from pipelines.values import is_number
 
 SEED = re.compile(r"\bseed\d+\b")
 HEADER = ("what", "mean", "95 % interval", "values")
@@ -51,3 +52,17 @@ def rows_of(summaries):
         several = "  ".join(map(page.number, values[:SHOWN])) + (" ..." if len(values) > SHOWN else "")
         rows.append((what, page.number(mean), f"[{page.number(low)}, {page.number(high)}]", several))
     return rows
+
+
+def lines(runs, names):
+    """A line of text per family and number in `names`: its mean over the seeds, the interval and the values."""
+    found = []
+    for name, members in families(runs).items():
+        for what in names:
+            values = [run.summary[what] for run in members if is_number(run.summary.get(what))]
+            if values:
+                mean, low, high = map(page.number, plots.mean_interval(values))
+                interval = f"  [{low}, {high}]" if len(values) > 1 else ""
+                found.append((f"{name} {what}", f"{mean}{interval}  of {'  '.join(map(page.number, values))}"))
+    width = max((len(name) for name, _ in found), default=0)
+    return "\n".join(f"{name:<{width}}  {values}" for name, values in found)

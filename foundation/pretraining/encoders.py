@@ -14,12 +14,13 @@ def check_encoder(net, address, init):
         return net
     if init is not None:
         raise DataError(f"init={init} brings its encoders; leave out method.encoder={address}, or init")
-    theirs = hub.load(address).config["net"]
-    if not set(SAME) <= set(theirs) or theirs["encoder"] == "none":
-        raise DataError(f"method.encoder={address} has no image encoder of single frames; give a run of method=icvf")
-    different = [name for name in SAME if net[name] != theirs[name]]
+    bundle = hub.load(address)
+    theirs = bundle.config["net"]
+    if not any(name.startswith(ENCODER) for name in bundle.net.state_dict()):
+        raise DataError(f"method.encoder={address} has no encoder of single frames; give a run of icvf or idm_frames")
+    different = [name for name in SAME if net[name] != theirs.get(name)]
     if different:
-        options = " ".join(f"method.net.{name}={theirs[name]}".replace(" ", "") for name in different)
+        options = " ".join(f"method.net.{name}={theirs.get(name)}".replace(" ", "") for name in different)
         raise DataError(f"method.encoder={address} was built otherwise; set {options}")
     return net
 

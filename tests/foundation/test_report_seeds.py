@@ -35,6 +35,15 @@ def test_families_are_names_without_their_seed():
     assert report_seeds.family("out/seeded/run") == "out/seeded/run"
 
 
+def test_lines_for_a_terminal(tmp_path):
+    write(tmp_path, (1.0, 2.0, 3.0))
+    runs = report.discover([tmp_path])
+    (line,) = report_seeds.lines(runs, ["evaluate/regret", "unknown"]).splitlines()
+    assert line.endswith("arm/seed * evaluate/regret  2  [-0.484, 4.48]  of 1  2  3")
+    assert report_seeds.lines(runs[:1], ["evaluate/regret"]).endswith("evaluate/regret  1  of 1")
+    assert report_seeds.lines(runs, []) == ""
+
+
 def test_curves_of_seeds_become_one_with_the_error_between_them():
     curves = [
         {"f": {"policy": [(1, value, 9.0), (2, 1.0, 9.0)] + [(3, 0.0, 9.0)] * i}} for i, value in enumerate((1.0, 3.0))
