@@ -30,6 +30,7 @@ from foundation.envs.skills import with_skills, wrapped
 from foundation.prompted import prompted
 from foundation.prompts import Prompts
 from foundation.rollout import Environments, evaluation_seed
+from models.goal_policy import ConditionedPolicy
 from models.hilbert import HilbertPolicy
 from models.in_context import InContext
 from pipelines import checkpoint
@@ -244,10 +245,11 @@ def sequence_actor(bundle, world, cfg, target=None):
     if bundle is None:
         return baseline(cfg.policy, world)
     check_spaces(bundle, world, cfg.policy, cfg.task.name)
-    if isinstance(bundle.net, HilbertPolicy):
+    if isinstance(bundle.net, ConditionedPolicy) and bundle.net.condition_dim:
         return prompted(bundle, world, cfg)
     if cfg.prompt is not None:
-        raise DataError(f"prompt={cfg.prompt}: a {type(bundle.net).__name__} has no skills; give one of method=hilp")
+        raise DataError(f"prompt={cfg.prompt}: this {type(bundle.net).__name__} has neither skills nor goals; leave it"
+                        " out, or give one of method=hilp, iql or goal_bc")  # fmt: skip
     if target is not None and bundle.config.get("condition") == "none":
         log.warning("target=%s is passed over: %s was trained with data.condition=none", target, cfg.policy)
     targets = bundle.statistics.get("targets", {})  # what fine-tuning asked for last

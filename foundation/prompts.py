@@ -14,32 +14,29 @@ import numpy as np
 import torch
 
 from foundation.rollout import take
+from foundation.seen_states import SeenStates
+from models.goal_policy import GoalPolicy
 from models.hilbert import HilbertPolicy
 from pipelines.schema import CONDITION, OBSERVATION, DataError
 from pipelines.trajectories import Spaces
-from pipelines.trajectory_windows import Normalizer
 from pipelines.values import is_number, list_of
 
 log = logging.getLogger("foundation-policy")
 
 ROWS = 8192  # states encoded at once
 NEIGHBOURS, RECURSIONS = 50, 3  # states in a plan's midpoint, midpoints: HILP's
-RIDGE = 0.1  # of the features' mean variance
-MARGIN = 1e-3  # by which a goal may lie outside of known states unnoticed
+RIDGE = 1.0  # of the features' mean variance
 LITTLE = 0.1  # share of a reward's variance, below which a skill says next to nothing of it
 
 
-class Prompts:
+class Prompts(SeenStates):
     """The prompts of a loaded policy (a Bundle with a models.hilbert.HilbertPolicy). States are as environments show
     them; they are normalised here as in training."""
 
     def __init__(self, bundle, device="cpu"):
         if not isinstance(bundle.net, HilbertPolicy):
             raise DataError(f"prompts are for policies of skills (method=hilp), this is a {type(bundle.net).__name__}")
-        self.net, self.device = bundle.net.to(device).eval(), device
-        statistics = bundle.statistics or {}
-        self.normalizer = Normalizer.from_dict(statistics) if "state_mean" in statistics else None
-        self.bounds, self.warned = bounds_of(statistics, self.net.state_dim), False
+        super().__init__(bundle, device)
         self.representation = self.net.representation
 
     def goal(self, goals=None):
@@ -91,36 +88,15 @@ class Prompts:
 
     # latents
 
-    def seen(self, states):
-        """As the network takes them, float32 [n s] on its device; DataError unless they fit and are finite."""
-        states = torch.atleast_2d(torch.as_tensor(states, dtype=torch.float32))
-        if states.ndim != 2 or states.shape[1] != self.net.state_dim:
-            raise DataError(f"states {list(states.shape)}: expected {self.net.state_dim} numbers each, [n s]")
-        if not torch.isfinite(states).all():
-            raise DataError("a state of the prompt is no finite number; check where it comes from")
-        if self.normalizer is not None:
-            states = torch.from_numpy(self.normalizer(states.cpu().numpy()))
-        return states.to(self.device)
-
     @torch.no_grad()
     def latent(self, states):
         """phi [n z] of states as environments show them."""
         return torch.cat([self.representation.latent(part) for part in self.seen(states).split(ROWS)])
 
     def goal_latent(self, goals):
-        """phi [n z] of goals. Outside of the states of the training data, where it is made up, a warning; DataError at
-        more than their extent from them."""
+        """phi [n z] of goals; those outside of the states of the training data are made up, see `check_goals`."""
         latent = self.latent(goals)
-        if self.bounds is not None:
-            goals, (low, high) = torch.atleast_2d(torch.as_tensor(goals)).cpu().numpy(), self.bounds
-            outside = np.maximum(low - goals, goals - high)  # n s
-            far = (outside > high - low + MARGIN).any(1)
-            if far.any():
-                raise DataError(f"the goal {goals[far][0].round(2)} lies far outside of the states that the policy was"
-                                f" trained on, {low.round(2)} to {high.round(2)}; give one among them")  # fmt: skip
-            if (outside > MARGIN).any() and not self.warned:
-                self.warned = True
-                log.warning("a goal lies %.3g outside of the states that the policy was trained on", outside.max())
+        self.check_goals(goals)
         return latent
 
     def features(self, observation, next_observation):
@@ -137,16 +113,6 @@ class Prompts:
         return torch.cat([phi.feature(phi.latent(now), phi.latent(following)) for now, following in pairs])
 
 
-def bounds_of(statistics, state_dim):
-    """(least, greatest) states of the training data [s], None where they are not known; DataError if damaged."""
-    found = [statistics.get(name) for name in ("state_low", "state_high")]
-    if found == [None, None]:
-        return None
-    if any(not list_of(is_number)(one) or len(one) != state_dim for one in found):
-        raise DataError(f"the model's state_low, state_high are not {state_dim} numbers each; copy it again")
-    return tuple(np.array(one, np.float32) for one in found)
-
-
 def fitted(feature, reward, ridge):
     """Ridge regression with an intercept, float64 [n z], [n] -> (share of the variance explained, weights [z])."""
     feature, reward = feature - feature.mean(0), reward - reward.mean()
@@ -154,6 +120,25 @@ def fitted(feature, reward, ridge):
     gram = gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
     weights = torch.linalg.lstsq(gram, (feature.T @ reward / len(reward))[:, None]).solution[:, 0]
     return float(1 - (reward - feature @ weights).square().mean() / reward.square().mean()), weights
+
+
+class GoalPrompts(SeenStates):
+    """What a policy of goals (a Bundle with a models.goal_policy.GoalPolicy) can be told: states to go to."""
+
+    def __init__(self, bundle, device="cpu"):
+        super().__init__(bundle, device)
+        if not self.net.goal_dim:
+            raise DataError("this policy was trained for one reward (data.reward) and is told nothing; play it without")
+
+    def goal(self, goals=None):
+        """To goals [b s] or [s]."""
+        return StatePrompt(self, goals)
+
+    def goal_latent(self, goals):
+        """As the network takes them, [n s]."""
+        seen = self.seen(goals)
+        self.check_goals(goals)
+        return seen
 
 
 class FixedPrompt:
@@ -183,6 +168,10 @@ class GoalPrompt:
     def __call__(self, states):
         if self.target is None:
             raise DataError("this prompt has no goal yet; give one to `goal` or `plan`")
+        return self.told(states)
+
+    def told(self, states):
+        """Skills [b z] for these states."""
         latent = self.prompts.latent(states)
         return unit(self.towards(latent) - latent)
 
@@ -199,6 +188,13 @@ class GoalPrompt:
 
     def keep(self, rows):
         self.target = take(self.target, rows)
+
+
+class StatePrompt(GoalPrompt):
+    """The goal itself, for a policy of goals."""
+
+    def told(self, states):
+        return self.target.expand(len(states), -1)
 
 
 class PlanPrompt(GoalPrompt):
@@ -249,11 +245,11 @@ class PlanPrompt(GoalPrompt):
 
 
 class PromptedActor:
-    """Acts on vectors with a policy of skills. Goals are those of the environments, which say them as `goal` [s]."""
+    """Acts on vectors with a policy of skills or goals. Goals are those of the environments, their `goal` [s]."""
 
     def __init__(self, bundle, prompt=None, seed=0, greedy=True, device="cpu"):
-        """prompt: what a method of `Prompts` returned for this bundle; None = `goal()`."""
-        self.prompts = Prompts(bundle, device)
+        """prompt: what a method of `Prompts` or `GoalPrompts` returned for this bundle; None = `goal()`."""
+        self.prompts = (GoalPrompts if isinstance(bundle.net, GoalPolicy) else Prompts)(bundle, device)
         self.prompt = self.prompts.goal() if prompt is None else prompt
         self.net, self.seed, self.greedy = self.prompts.net, seed, greedy
         self.spaces = Spaces.from_dict(bundle.config["spaces"])
@@ -276,8 +272,7 @@ class PromptedActor:
         if self.needs and frame.first.any():
             goals = [slot.environment.goal for slot, first in zip(self.slots, frame.first, strict=True) if first]
             self.prompt.aim(torch.from_numpy(frame.first), torch.as_tensor(np.stack(goals), dtype=torch.float32))
-        skill = self.prompt(frame.observation)
-        now = {OBSERVATION: self.prompts.seen(frame.observation), CONDITION: skill}
+        now = {OBSERVATION: self.prompts.seen(frame.observation), CONDITION: self.prompt(frame.observation)}
         distribution, _, _ = self.net.step(now, None, {})
         action = distribution.mode() if self.greedy else distribution.cpu().sample(self.generator)
         return list(self.spaces.from_unit(self.net.unit(action).cpu().numpy()))
