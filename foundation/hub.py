@@ -72,6 +72,10 @@ def push(where, repo, revision=None, private=False, message=None):
     base = bundle.config.get("base", {}).get("init")
     if base and Path(base).exists():
         raise DataError(f"{where} needs the language model in {base}, which is only here; train it with save=whole")
+    skills = bundle.config.get("skills", {}).get("init")
+    if skills and Path(skills).exists():
+        raise DataError(f"{where} plays the skills in {skills}, which are only here; push those, and train with"
+                        " skills.init=<owner/name>")  # fmt: skip
     files = [CommitOperationAdd(file, found.folder / file) for file in remote.FILES if (found.folder / file).is_file()]
     message = message or f"{type(bundle.net).__name__}, content sha256 {bundle.sha256[:12]}"
     try:

@@ -7,6 +7,7 @@
 Both say in `info` what a step was to the environment within: BASE_FRAMES of its steps, BASE_REWARD of its own unit.
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 import gymnasium
@@ -19,6 +20,7 @@ from foundation.rollout import BASE_FRAMES, BASE_REWARD
 from pipelines.schema import CONDITION, OBSERVATION, DataError
 from pipelines.trajectories import Spaces
 
+KNOWN = {"init", "steps", "sha256"}
 SAME = ("state_dim", "action_dim", "n_actions")
 
 
@@ -131,9 +133,12 @@ def check(prompts, env, init, sizes=SAME):
 
 
 def with_skills(tasks, skills):
-    """Tasks whose actions are skills: {init, steps, sha256}; without skills they are as they were."""
-    if skills is None or skills.get("init") is None:
+    """Tasks whose actions are skills: {init, steps, sha256}; without skills they are as they were. DataError for what
+    can be none, from the config of a model."""
+    if skills is None or (isinstance(skills, Mapping) and skills.get("init") is None):
         return tasks
+    if not isinstance(skills, Mapping) or not set(skills) <= KNOWN or not isinstance(skills.get("steps", 1), int):
+        raise DataError(f"skills {skills!r:.80}: expected the names {sorted(KNOWN)}; copy the model again")
     return [{**task, "skills": {**skills, "sha256": skills.get("sha256") or hub.load(skills["init"]).sha256}}
             for task in tasks]  # fmt: skip
 
