@@ -83,6 +83,33 @@ def test_a_goal_pays_and_ends_and_the_player_finds_it():
     assert rewards[-1] == 1  # the player stays
 
 
+@pytest.mark.parametrize("maze", MAZES)
+def test_rewards_of_states_are_paid_from_anywhere_until_time_is_up(maze):
+    env, starts = PointMaze(maze, reward="opposite_corners"), set()
+    low, high = env.bounds
+    for seed in range(6):
+        seen, rewards, info = episode(env, env.scripted(), seed=seed)
+        assert len(rewards) == 300 and "success" not in info["episode"]
+        np.testing.assert_allclose(rewards, env.state_reward(seen[:-1], seen[1:]), atol=1e-5)
+        assert info["episode"]["return"] == pytest.approx(rewards.sum())
+        assert (seen >= low - 0.1).all() and (seen <= high + 0.1).all()
+        starts.add(int(env.cell(seen[0])))
+        assert np.linalg.norm(seen[-1] - env.goal) < 0.1 and rewards[-1] > 0.9  # the player stays at the best place
+    assert len(starts) > 3
+    first = env.cell(env.reset(seed=1)[0])
+    ends = np.array([(low[0], high[1]), (high[0], low[1])])
+    nearest = env.distances()[first, env.cell(ends)].argmin()
+    assert env.cell(env.goal) == env.cell(ends[nearest])
+
+
+def test_a_reward_of_moves_has_no_best_place_and_no_player():
+    env = PointMaze("medium", reward="eastward", episode_steps=20)
+    _, rewards, _ = episode(env, lambda _: np.float32([1, 0]), seed=0)
+    assert len(rewards) == 20 and env.goal is None and env.scripted() is None and rewards[0] > 0.9
+    _, rewards, _ = episode(env, lambda _: np.float32([-1, 0]), seed=0)
+    assert (rewards == 0).all()
+
+
 def test_the_protocol_goes_through_the_tasks():
     env = PointMaze("medium")
     seeds = [evaluation_seed(0, i, 5) for i in range(50)]
@@ -125,6 +152,15 @@ def test_collected_play_is_what_its_style_says(style, steps, tmp_path):
     if style != "explore":
         noise = (data.action - data.optimal_action)[(np.abs(data.action) < 1).all(1)]
         assert abs(noise.mean()) < 0.15 and 0.3 < noise.std() < 0.5  # of 0.5, clipped at the bounds
+
+
+def test_collected_play_can_be_paid_a_reward_of_states(tmp_path):
+    plain = collected(tmp_path / "a", "states.behaviour=navigate", "states.episodes=1")[1]
+    paid = collected(tmp_path / "b", "states.behaviour=navigate", "states.episodes=1", "task.env.reward=north")[1]
+    np.testing.assert_array_equal(plain.observation, paid.observation)  # played alike
+    expected = PointMaze("medium", reward="north").state_reward(paid.observation, paid.following(np.arange(1000)))
+    np.testing.assert_allclose(paid.reward, expected, atol=1e-5)
+    assert paid.lengths.tolist() == [1000] and 0.05 < paid.reward.mean() < 0.6
 
 
 def test_collecting_twice_gives_the_same_bytes(tmp_path):
