@@ -24,6 +24,7 @@ from foundation.finetuning import latent
 from foundation.finetuning.ppo import PPO
 from foundation.hub import machine_words, origin, save
 from foundation.preemption import Preemption
+from foundation.pretraining.encoders import frame_encoder, start_from
 from foundation.rollout import Environments, OnPolicy, Rollout, training_seed
 from foundation.training import derive, fit_from, make_trainer, plain
 from pipelines import checkpoint
@@ -45,13 +46,13 @@ def main(cfg):
     if cfg.skills.init or cfg.shaping.init:
         raise DataError(f"skills.init and shaping.init are for tasks of vectors, {cfg.task.name} shows frames")
     folder, algo, protocol = run_folder(cfg), plain(cfg.algo), protocol_of(cfg)
-    bundle = None if cfg.init is None else load_policy(cfg.init)
-    size = bundle.size if bundle else tuple(cfg.policy.size)
+    bundle, encoder, size = begin(cfg)
     n = algo["stream"].pop("environments")
     with opened(cfg.task, n, size=size) as worlds:
         codec, fps = codec_for(bundle, worlds[0]), worlds[0].fps
-        net_config = bundle.config["net"] if bundle else derive(plain(cfg.policy.net), size, codec)
+        net_config = bundle.config["net"] if bundle else derive({**plain(cfg.policy.net), **encoder}, size, codec)
         policy = bundle.net if bundle else checkpoint.build(net_config)
+        started = start_from(policy, cfg.policy.init) or origin(cfg.init, bundle)
         play_protocol = scorer(policy, codec, cfg, size, protocol, n)
         start = resume_path(folder, cfg.resume, plain(cfg))
         before = untrained(folder, start, codec, play_protocol) if cfg.evaluate_before else {}
@@ -61,11 +62,24 @@ def main(cfg):
     summary = {**before, **after, **trained}
     extras = {"actions": codec.spec, "size": size, "fps": fps, "statistics": bundle.statistics if bundle else {}}
     lead = (
-        f"{arm(agent)}, task `{cfg.task.name}`, from {origin(cfg.init, bundle)}, seed {cfg.run.seed}, on"
+        f"{arm(agent)}, task `{cfg.task.name}`, from {started}, seed {cfg.run.seed}, on"
         f" {machine_words()}. Play it with `python -m foundation.evaluate task={cfg.task.name} policy=<this folder>`."
     )
     save(folder / "model", policy, net_config, extras, lead, {"Measured": numbers(summary)}, cfg.run.name)
     return summary
+
+
+def begin(cfg):
+    """(Bundle of the policy or None, an `encoder` of a fresh one, h and w of the frames it sees)"""
+    if cfg.init is None and cfg.policy.init is None:
+        return None, {}, tuple(cfg.policy.size)
+    if cfg.init is None:
+        encoder = frame_encoder(cfg.policy.init)
+        return None, {"encoder": encoder}, (encoder["height"], encoder["width"])
+    if cfg.policy.init is not None:
+        raise DataError(f"init={cfg.init} brings its encoder; leave out policy.init={cfg.policy.init}, or init")
+    bundle = load_policy(cfg.init)
+    return bundle, {}, bundle.size
 
 
 def untrained(folder, start, codec, play_protocol):

@@ -13,13 +13,17 @@ class VideoPolicy(nn.Module):
 
     A window may bring "features" [b t d] (outputs of `encode`) in place of frames. Frame t sees the last `context`
     frames of its own episode. `step` is the same function for one frame.
+
+    encoder: one of single frames in place of the convolutions that `channels` describes, such as that of a run of
+    method=icvf (models.frame_encoders.FrameEncoder); what it makes of a frame is brought to `dim` numbers by `project`.
     """
 
     def __init__(self, height, width, n_buttons, n_camera, camera_on, camera_null, context=64,
-                 channels=(16, 32, 64, 64), dim=256, layers=2, heads=4, dropout=0.0):  # fmt: skip
+                 channels=(16, 32, 64, 64), dim=256, layers=2, heads=4, dropout=0.0, encoder=None):  # fmt: skip
         super().__init__()
         self.width = dim
-        self.encoder = ConvEncoder(height, width, tuple(channels), dim)
+        self.encoder = ConvEncoder(height, width, tuple(channels), dim) if encoder is None else encoder
+        self.project = None if encoder is None else nn.Sequential(nn.Linear(encoder.out, dim), nn.LayerNorm(dim))
         self.trunk = CausalTransformer(dim, layers, heads, context, dropout)
         self.head = JointHead(dim, n_buttons, n_camera, camera_on, camera_null)
 
@@ -27,10 +31,15 @@ class VideoPolicy(nn.Module):
         return self.trunk.initial_state(batch_size, device)
 
     def encode(self, frames):
-        return self.encoder(frames)
+        """uint8 [b t h w c] -> [b t d]"""
+        if self.project is None:
+            return self.encoder(frames)
+        features = self.encoder(rearrange(frames, "b t h w c -> (b t) h w c"))
+        return rearrange(features, "(b t) d -> b t d", b=len(frames))
 
     def latent(self, window, state=None):
         features = window["features"] if "features" in window else self.encode(window["observation"])
+        features = features if self.project is None else self.project(features)
         return self.trunk(features, window.get("first"), state)
 
     def forward(self, window, state=None):

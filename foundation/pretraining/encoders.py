@@ -8,6 +8,16 @@ from pipelines.schema import DataError
 SAME = ("height", "width", "encoder", "channels")  # of the two nets' configs
 
 
+def frame_encoder(address):
+    """The config of the FrameEncoder at `address`, by which a network gets one like it."""
+    bundle = hub.load(address)
+    if not any(name.startswith(ENCODER) for name in bundle.net.state_dict()):
+        raise DataError(f"{address} has no encoder of single frames; give a run of icvf or idm_frames on frames")
+    theirs = bundle.config["net"]
+    sizes = {name: theirs[name] for name in ("height", "width", "channels")}
+    return {"_target_": "models.frame_encoders.FrameEncoder", "kind": theirs["encoder"], **sizes}
+
+
 def check_encoder(net, address, init):
     """`net`, a network's config, unchanged; DataError where the encoder at `address` does not fit it."""
     if address is None:
