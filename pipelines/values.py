@@ -74,17 +74,19 @@ SHARES = (
 )
 TABLE = {  # of names that are null, empty, required or taken from elsewhere in the YAML
     TEXT: "after answers artifact basedir best clean clip_model clips cursor_image dir dpt dt exemplars format from idm"
-    " init keep labels logs message model normalise nulls out policy prompt reference repo revision sheet shards"
-    " task to tokenizer train truth weights",
+    " init keep labels logs message model normalise nulls out policy prior prior_labels prompt reference repo revision"
+    " sheet shards task to tokenizer train truth weights",
     ("text or a list of texts", any_of(is_text, list_of(is_text))): "runs targets videos",
     LISTS[NUMBER]: "goals shares",
-    LISTS[TEXT]: "also heldout observation only pretrained",
+    LISTS[TEXT]: "also heldout observation only pretrained seeds",
     COUNT: "action_dim camera_null camera_on context episode_steps episodes goal_dim height length limit maps"
     " max_timestep n_actions n_bins n_buttons n_camera n_keys queries representation_steps skills state_dim stop_after"
     " stride threads vocabulary width workers",
     NUMBER: "fps gamma gradient_clip_val hours noise returns_scale reward_scale target_entropy timeout_seconds",
     BOOL: "carry greedy roam",
-    GROUP: "actor_goals augment base encoder numbers shift tags where",
+    GROUP: "actor_goals augment base numbers shift tags where",
+    ("text or a group of values", any_of(is_text, is_group)): "encoder reward",
+    ("a whole number or a group of values", any_of(is_whole, is_group)): "tasks",
     ("a number or text", is_label): "return_scale validation",
     ("a number, text or a list of them", any_of(is_label, list_of(is_label))): "target",
     ("a number or a list of numbers", any_of(is_number, list_of(is_number))): "high low scale state_mean state_std",

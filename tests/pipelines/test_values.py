@@ -33,6 +33,7 @@ def test_kinds_of_values():
      ("videos", ("a", ["a", "b"]), (5, [5], {})), ("also", (["a"],), ("a",)),
      ("target", (3, "q0.9", [1, "q1"]), ({}, True)),
      ("mix", ([0, 0.3], {"expert": 1}), ("foo", ["a"], {"expert": "all"})), ("low", (1, [0, 1.5]), ("x", ["x"])),
+     ("encoder", ("resnet", {"_target_": "x"}), (5, True)), ("tasks", (3, {"map": [0]}), ("map",)),
      ("best_return", (5.0, {"behaviour": "random"}), ("x",))],
 )  # fmt: skip
 def test_kinds_of_what_is_null(name, good, bad):
