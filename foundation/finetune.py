@@ -79,6 +79,11 @@ def begin(cfg):
     if cfg.policy.init is not None:
         raise DataError(f"init={cfg.init} brings its encoder; leave out policy.init={cfg.policy.init}, or init")
     bundle = load_policy(cfg.init)
+    if not all(hasattr(bundle.net, name) for name in ("latent", "head", "width")):
+        raise DataError(
+            f"algo={cfg.algo.name} does not fine-tune the {type(bundle.net).__name__} init={cfg.init}; give a policy of"
+            " method=vpt, or train this one on with foundation.pretrain"
+        )
     return bundle, {}, bundle.size
 
 

@@ -28,6 +28,7 @@ from foundation.finetuning.ppo_states import SequencePPO, WindowsOnPolicy
 from foundation.finetuning.replay import OfflineToOnline
 from foundation.preemption import Preemption
 from foundation.training import fit_from, make_trainer, plain
+from models.goal_policy import ConditionedPolicy
 from models.hilbert import HilbertPolicy
 from pipelines import checkpoint
 from pipelines.card import numbers
@@ -74,11 +75,7 @@ def begin(cfg, folder, worlds):
     name, (world, *_) = next(iter(worlds.items()))
     bundle = None if cfg.init is None else load_policy(cfg.init)
     if bundle is not None:
-        if isinstance(bundle.net, HilbertPolicy):
-            raise DataError(
-                f"init={cfg.init} is a policy of skills (method=hilp), which algo={cfg.algo.name} does not train: use"
-                f" algo=latent to search its skill, or skills.init={cfg.init} to learn which skill to play when"
-            )
+        check_told(bundle.net, cfg)
         check_spaces(bundle, world, cfg.init, name)
         if getattr(bundle.net, "query", None) == "first":
             raise DataError(f"init={cfg.init} answers one query a pass; pretrain it with method.net.query=last")
@@ -96,6 +93,18 @@ def begin(cfg, folder, worlds):
         return bundle, data
     log.info("no init: a fresh policy is trained from scratch, with state statistics of %s", source["train"])
     return fresh(cfg, data, worlds), data
+
+
+def check_told(net, cfg):
+    """DataError for a policy that is told a skill or a goal, which these algorithms never say."""
+    if isinstance(net, HilbertPolicy):
+        raise DataError(
+            f"init={cfg.init} is a policy of skills (method=hilp), which algo={cfg.algo.name} does not train: use"
+            f" algo=latent to search its skill, or skills.init={cfg.init} to learn which skill to play when"
+        )
+    if isinstance(net, ConditionedPolicy) and net.condition_dim:
+        raise DataError(f"init={cfg.init} is told goals, algo={cfg.algo.name} tells returns or nothing: give a policy"
+                        " of one reward, such as one of method=iql data.reward=<name>")  # fmt: skip
 
 
 def fresh(cfg, data, worlds):

@@ -15,6 +15,7 @@ from foundation.evaluate import play
 from foundation.finetuning.episodes import shaped
 from foundation.prompts import FixedPrompt, PromptedActor, unit
 from foundation.rollout import BASE_FRAMES, BASE_REWARD, Slot
+from pipelines import checkpoint
 from pipelines.schema import DataError
 from pipelines.trajectories import Spaces
 from tests.foundation.running import config, run
@@ -189,6 +190,11 @@ def test_policies_of_skills_are_not_trained_as_others(tmp_path):
     for algo in ALGOS:
         with pytest.raises(DataError, match="algo=latent"):
             run(finetune, "finetune", *TASK, f"algo={algo}", *TINY, *ALGOS[algo], init, there)
+    net = {"_target_": "models.goal_policy.GoalPolicy", "state_dim": 3, "goal_dim": 3, "width": 8, "layers": 1}
+    extras = {"spaces": PENDULUM.to_dict(), "fps": 10.0, "condition": "goal"}
+    goals = checkpoint.save(tmp_path / "goals", net, checkpoint.build(net), extras, "card")
+    with pytest.raises(DataError, match="is told goals"):
+        run(finetune, "finetune", *TASK, "algo=ppo", *TINY, *ALGOS["ppo"], f"init={goals}", there)
     with pytest.raises(DataError, match="shows frames"):
         run(finetune, "finetune", "task=maze_video", f"skills.init={skills}", there)
     with pytest.raises(DataError, match=r"leave out skills.init"):
