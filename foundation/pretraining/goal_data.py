@@ -1,7 +1,7 @@
 """Episodes of vectors -> batches of single steps with goals and skills, or with rewards, as a LightningDataModule.
 
-    episodes --> a table of all states, final ones included --> steps, their goals (pipelines.goals), fresh skills
-                                                            +-> steps, the reward of one task
+episodes --> a table of all states, final ones included --> steps, their goals (pipelines.goals), fresh skills
+                                                        +-> steps, the reward of one task
 """
 
 from dataclasses import replace

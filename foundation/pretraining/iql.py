@@ -109,7 +109,7 @@ def paid(batch):
     """(Rewards [b], whether the episode goes on, bool [b]): of reaching goals, or as they are in the batch."""
     if schema.REACHED in batch:
         reached = batch[schema.REACHED]
-        return reached.to(batch[schema.OBSERVATION].dtype) - 1, ~reached
+        return reached.float() - 1, ~reached
     return batch[schema.REWARD], ~batch[schema.TERMINATED]
 
 
