@@ -40,7 +40,7 @@ STARTS = 16  # episodes whose directions to their goals are averaged
 class LatentSearch(LightningModule):
     """mean, deviation [z] of the candidates. start [z]: length 1."""
 
-    def __init__(self, start, elites=8, rate=0.7, spread=KNOWN, noise=0.02):
+    def __init__(self, start, elites=4, rate=0.7, spread=KNOWN, noise=0.02):
         super().__init__()
         if elites < 1 or not 0 < rate <= 1 or spread <= 0 or noise < 0:
             raise DataError(f"algo.agent: elites={elites}, rate={rate}, spread={spread}, noise={noise}: expected at"

@@ -48,7 +48,7 @@ def test_a_generation_goes_a_share_of_the_way():
 
 def search(play, generations=25, dim=8, frames=1, episodes=1, **options):
     """A search without environments or trainer -> the agent."""
-    agent, total = LatentSearch(torch.eye(dim)[0], **options), 32 * episodes * frames * generations
+    agent, total = LatentSearch(torch.eye(dim)[0], 8, **options), 32 * episodes * frames * generations
     stream, optimizer = Generations(agent, play, 0, total, 32, episodes), agent.configure_optimizers()
     for batch in stream:
         optimizer.zero_grad()
