@@ -1,6 +1,9 @@
 """GC-IQL, IQL of one reward and GC-BC through the commands: batches, what is saved and played, wrong inputs, that they
 learn."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -283,6 +286,21 @@ def test_discrete_actions_and_rewards_that_say_nothing(walks, tmp_path):
         train(walks, tmp_path, *AWR, "data.reward=stored")
     train(walks, tmp_path, *AWR)
     assert hub.load(tmp_path).net.n_actions == 4
+
+
+TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["iql", "goal_bc"])
+def test_two_processes_equal_one(method, pushes, tmp_path):
+    options = [f"method={method}", *TINY, f"data.train={pushes}", "steps=4"]
+    for folder, more in (("one", ["data.batch_size=8"]), ("two", [*TWO, "data.batch_size=4"])):
+        line = [sys.executable, "-m", "foundation.pretrain", *options, f"run.dir={tmp_path / folder}", *more]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 5e-4  # sums in another order; lr 3e-4
 
 
 # learning

@@ -55,7 +55,13 @@ def test_uniform_goals_include_the_state_and_the_last_one():
     assert len(counts) == 7 and np.all(np.abs(counts - 1000) < 150)
 
 
-@pytest.mark.parametrize("within", ["geometric", "uniform"])
+def test_goals_ahead_leave_the_state_out():
+    goals = drawn(np.full(6000, OFFSETS[3]), **only("trajectory", within="ahead"))
+    counts = np.bincount(goals - OFFSETS[3], minlength=7)
+    assert counts[0] == 0 and np.all(np.abs(counts[1:] - 1000) < 150)
+
+
+@pytest.mark.parametrize("within", ["geometric", "uniform", "ahead"])
 def test_goals_stay_within_their_episode(within):
     rows = np.tile(np.arange(OFFSETS[-1]), 20)
     goals = drawn(rows, **only("trajectory", within=within, gamma=0.9))
