@@ -16,7 +16,7 @@ def compare(prompts, world, prefix):
     n = len(world.distances())
     xy = torch.from_numpy(np.asarray(world.xy(np.arange(n)), np.float32))
     with torch.no_grad():
-        phi = prompts.representation.phi(prompts.seen(xy), 0)  # 1 n z
+        phi = prompts.representation.phi(prompts.seen(xy))  # e n z: some metrics are learned, by each member its own
         found = -prompts.representation.value(phi[:, :, None].expand(-1, -1, n, -1), phi[:, None].expand(-1, n, -1, -1))
     steps = np.asarray(world.distances(), float) * world.steps_per_cell
     pairs = np.isfinite(steps) & ~np.eye(n, dtype=bool)
