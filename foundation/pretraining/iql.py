@@ -4,7 +4,8 @@
     Q(s, a, g)  mean (Q_k - (r + gamma m V(s', g)))^2, two members; r = -1 and m = 1, or both 0 where s is g
     pi(a | s, g), of goals drawn in a way of their own, by
         awr      advantage-weighted regression with A = min_k Q_k(s, a, g) - V(s, g), as in IQL's paper
-        ddpg_bc  -min_k Q_k(s, pi(s, g), g) / mean |min_k Q_k| - alpha log pi(a | s, g), as in OGBench's GC-IQL
+        ddpg_bc  -min_k Q_k(s, pi(s, g), g) / mean |min_k Q_k| - alpha log pi(a | s, g), as in OGBench's GC-IQL;
+                 the mean is that of the batch of a rank
 
 Of a reward instead of goals, r is that and m = 0 at terminal states. The values are those of both sources: m is used,
 and the V of the bootstrap is no slow copy. Where they differ there are options: OGBench (2410.20092), which is the
