@@ -75,8 +75,8 @@ class Prompts(SeenStates):
         explained, skill = max(fits, key=lambda fit: fit[0])
         log.info("the reward as a skill: %.2f of its variance over %d steps is explained", explained, n)
         if explained < LITTLE:
-            log.warning("that is little: expect no better play than by chance; features=%s cannot say it (moves are said"
-                        " by method.net.features=difference alone)", self.representation.features)  # fmt: skip
+            log.warning("that is little: expect no better play than by chance; features=%s cannot say it (moves are"
+                        " said by method.net.features=difference alone)", self.representation.features)  # fmt: skip
         return FixedPrompt(unit(skill.float().to(self.device)), explained)
 
     def demonstration(self, states):
