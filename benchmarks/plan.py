@@ -61,9 +61,7 @@ def main():
     looped = range(min(LOOPED, options.environments))
     with torch.no_grad():
         gap = float((torch.stack(by_sorting(looped)) - unit(plan.towards(latent) - latent)[: len(looped)]).abs().max())
-        seconds = measure(
-            {"sort": lambda: by_sorting(looped), "ours": lambda: plan.towards(latent)}, options.repeats
-        )
+        seconds = measure({"sort": lambda: by_sorting(looped), "ours": lambda: plan.towards(latent)}, options.repeats)
     seconds["sort"] *= options.environments / len(looped)
     ratio = seconds["sort"] / seconds["ours"]
     found = {**{f"{name}/ms": 1000 * value for name, value in seconds.items()}, "ratio": ratio, "gap": gap}

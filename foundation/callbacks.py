@@ -168,4 +168,3 @@ class Experience(Callback):
 
 def _mean(values):
     return sum(values) / len(values) if values else math.nan
-

@@ -99,7 +99,7 @@ def load(where):
 
 
 def device(name):
-    """"cpu" or "cuda", of auto, cpu or cuda; DataError for cuda where torch sees no GPU."""
+    """ "cpu" or "cuda", of auto, cpu or cuda; DataError for cuda where torch sees no GPU."""
     there = torch.cuda.is_available()
     if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not there):
         raise DataError(f"device={name}: expected cpu, auto or, where torch sees a GPU, cuda")

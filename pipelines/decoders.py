@@ -197,7 +197,9 @@ class TorchcodecReader(Reader):
             target = bytes(source) if isinstance(source, (bytearray, memoryview)) else source
             self.video = VideoDecoder(
                 target if isinstance(target, bytes) else str(target),
-                dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact",
+                dimension_order="NHWC",
+                num_ffmpeg_threads=1,
+                seek_mode="exact",
             )
         except (ValueError, RuntimeError) as error:
             raise VideoError("unreadable", f"torchcodec does not open {label(source)}; use decoder=pyav") from error

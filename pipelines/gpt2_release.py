@@ -1,10 +1,10 @@
 """GPT-2 checkpoints of Hugging Face's layout -> our language model and its trunk, exactly.
 
-    theirs                                           ours
-    transformer.wte, wpe                             tokens, positions
-    transformer.h.<i>.attn.c_attn [d, 3d] in x out   trunk.blocks.<i>.attention.{query, key, value}   out x in
-    transformer.h.<i>.attn.{bias, masked_bias}       not read: causal masks of old files
-    lm_head                                          not read: it is wte
+theirs                                           ours
+transformer.wte, wpe                             tokens, positions
+transformer.h.<i>.attn.c_attn [d, 3d] in x out   trunk.blocks.<i>.attention.{query, key, value}   out x in
+transformer.h.<i>.attn.{bias, masked_bias}       not read: causal masks of old files
+lm_head                                          not read: it is wte
 """
 
 import re

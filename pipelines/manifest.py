@@ -127,8 +127,14 @@ def _digest(file):
 def new_manifest(file, size, sha256, entries, **facts):
     frames = sum(e["meta"]["frames"][1] - e["meta"]["frames"][0] for e in entries if "frames" in e["meta"])
     return {
-        "schema": SCHEMA_VERSION, "file": file, "bytes": size, "sha256": sha256, "samples": len(entries),
-        "frames": frames, "entries": entries, **facts,
+        "schema": SCHEMA_VERSION,
+        "file": file,
+        "bytes": size,
+        "sha256": sha256,
+        "samples": len(entries),
+        "frames": frames,
+        "entries": entries,
+        **facts,
     }
 
 

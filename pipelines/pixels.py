@@ -128,7 +128,12 @@ class Encoder:
         suffix = self.path.suffix.lstrip(".").lower() if path is not None else "mp4"
         self.format = container or {"mkv": "matroska"}.get(suffix, "mp4")
         self.options = {
-            "preset": preset, "crf": str(crf), "g": str(gop), "keyint_min": str(gop), "bf": "0", "sc_threshold": "0",
+            "preset": preset,
+            "crf": str(crf),
+            "g": str(gop),
+            "keyint_min": str(gop),
+            "bf": "0",
+            "sc_threshold": "0",
             "x264-params": "threads=1:rc-lookahead=0:mbtree=0",
         }
         self.resizer = Resizer()

@@ -70,7 +70,7 @@ def find_log(video, root, logs=None):
 
 
 def kind_of(path):
-    """"recording" or "contractor", by the first line; LogError if it is neither."""
+    """ "recording" or "contractor", by the first line; LogError if it is neither."""
     with open(path, "rb") as file:
         first = parse(file.readline(MAX_LINE_BYTES), path, 1)
     if first.get("format") == FORMAT:
@@ -148,7 +148,8 @@ def check_header(header, path):
 
     if header.get("format") != FORMAT or header.get("version") != VERSION:
         raise LogError(
-            "bad_log", f"{path.name} line 1 says format {header.get('format')!r} version {header.get('version')!r},"
+            "bad_log",
+            f"{path.name} line 1 says format {header.get('format')!r} version {header.get('version')!r},"
             f" expected {FORMAT!r} version {VERSION}",
         )
     fps = header.get("fps")

@@ -21,8 +21,18 @@ from pipelines.pixels import Encoder, Resizer, encode, resize_frames, upright_si
 from pipelines.schema import DataError
 
 __all__ = [
-    "Encoder", "FrameMismatch", "Resizer", "VideoError", "VideoTable",
-    "decode", "encode", "open_clip", "open_reader", "probe", "resize_frames", "scan",
+    "Encoder",
+    "FrameMismatch",
+    "Resizer",
+    "VideoError",
+    "VideoTable",
+    "decode",
+    "encode",
+    "open_clip",
+    "open_reader",
+    "probe",
+    "resize_frames",
+    "scan",
 ]
 
 av.logging.set_level(None)  # the demuxers' complaints come back as typed errors and notes
@@ -276,8 +286,9 @@ def losses(claimed, kept):
     first, last = np.searchsorted(claimed, [kept[0], kept[-1]])
     middle = last - first + 1 > len(kept)
     return [
-        note for note, missing in
-        (("leading_loss", first > 0), ("corrupt", middle), ("truncated", last < len(claimed) - 1)) if missing
+        note
+        for note, missing in (("leading_loss", first > 0), ("corrupt", middle), ("truncated", last < len(claimed) - 1))
+        if missing
     ]
 
 

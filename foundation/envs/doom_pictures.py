@@ -80,7 +80,7 @@ def textmap(w):
     parts = ['namespace = "zdoom";', *(f"vertex {{ x = {x}.0; y = {y}.0; }}" for x, y in points)]
     sides = []
     for a, b, front, back in lines:
-        sides.append(f'sidedef {{ sector = {front}; {"" if back else TEXTURE} }}')
+        sides.append(f"sidedef {{ sector = {front}; {'' if back else TEXTURE} }}")
         behind = f"sideback = {len(sides)}; twosided = true;" if back else "blocking = true;"
         parts.append(f"linedef {{ v1 = {a}; v2 = {b}; sidefront = {len(sides) - 1}; {behind} }}")
         sides += [f"sidedef {{ sector = {back}; }}"] if back else []

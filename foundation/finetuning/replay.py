@@ -1,7 +1,7 @@
 """What offline-to-online fine-tuning trains on: windows of given and of played episodes, in an exact proportion.
 
-    offline updates (given episodes only) -> warm-up (the policy plays, nothing learns) -> rounds: play, then
-    `updates_per_frame` updates per step played
+offline updates (given episodes only) -> warm-up (the policy plays, nothing learns) -> rounds: play, then
+`updates_per_frame` updates per step played
 """
 
 from collections import deque

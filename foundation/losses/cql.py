@@ -23,4 +23,3 @@ def soft_policy_loss(log_probs, q_t, temperature):
 def chosen(q, action):
     """Q_k(s, a) [e b] of actions int [b] among those of all, [e b n]."""
     return q.gather(-1, action.long().expand(len(q), -1)[..., None])[..., 0]
-

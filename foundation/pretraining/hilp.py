@@ -1,10 +1,10 @@
 """HILP (Park et al. 2024, arXiv:2402.15567): a space in which distance is time, and a policy that goes its directions.
 
-    phi       -||phi(s) - phi(g)|| is regressed, by an expectile, on minus the least number of steps from s to g
-    skills    z uniform on the sphere; r = <feature(s, s'), z>, such as <phi(s') - phi(s), z>; no gradient reaches phi
-    V(s, z)   expectile regression on min_k Qt_k(s, a, z)
-    Q(s, a, z)  mean (Q_k - (r + gamma V(s', z)))^2, two members; V as it stands, no terminal states
-    pi        advantage-weighted regression with A = min_k Qt_k(s, a, z) - V(s, z)
+phi       -||phi(s) - phi(g)|| is regressed, by an expectile, on minus the least number of steps from s to g
+skills    z uniform on the sphere; r = <feature(s, s'), z>, such as <phi(s') - phi(s), z>; no gradient reaches phi
+V(s, z)   expectile regression on min_k Qt_k(s, a, z)
+Q(s, a, z)  mean (Q_k - (r + gamma V(s', z)))^2, two members; V as it stands, no terminal states
+pi        advantage-weighted regression with A = min_k Qt_k(s, a, z) - V(s, z)
 """
 
 import torch

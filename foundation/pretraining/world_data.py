@@ -21,6 +21,7 @@ from pipelines.trajectories import Spaces
 
 log = logging.getLogger("foundation-policy")
 
+
 class WorldData(L.LightningDataModule):
     """Options as in configs/data/bandit.yaml; the members are those of TrajectoryData."""
 

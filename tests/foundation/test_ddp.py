@@ -66,5 +66,3 @@ def test_every_sample_is_seen_once_an_epoch_by_two_ranks():
     windows = [(track, start) for track in range(4) for start in range(6)]
     lanes = [LaneSampler(windows, 2, 6, seed=3, rank=rank, world_size=2) for rank in (0, 1)]
     assert sorted(item[0] for lane in lanes for items in lane for item in items) == list(range(24))
-
-

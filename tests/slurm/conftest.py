@@ -56,9 +56,7 @@ def repository(folder):
 @pytest.fixture
 def pretrain(slurm, submit_folder, tiny):
     """Function (*overrides, options of sbatch) -> number of a job of slurm/pretrain.sh."""
-    return lambda *overrides, options=(): slurm.submit(
-        submit_folder, *options, "slurm/pretrain.sh", *tiny, *overrides
-    )
+    return lambda *overrides, options=(): slurm.submit(submit_folder, *options, "slurm/pretrain.sh", *tiny, *overrides)
 
 
 @pytest.fixture(scope="session")
