@@ -1,7 +1,7 @@
 """Episodes of vectors from and to other tools: `python -m pipelines.exchange from=<file> format=d4rl out=<shards>`.
 
-Reads Minari, LeRobot, D4RL and L2M files, writes Minari (`to=minari`). Each file (each folder, where a file is one
-episode) is a unit: running the command again continues. What cannot be used is set aside with its reason in
+Reads Minari, LeRobot, D4RL, L2M, OGBench and ExORL files, writes Minari (`to=minari`). Each file (each folder, where a
+file is one episode) is a unit: running the command again continues. What cannot be used is set aside with its reason in
 `<out>/rejected.jsonl`. Nothing in a file is executed.
 """
 
@@ -18,7 +18,7 @@ from pipelines.exchange_unit import FORMATS, Job, find_units, process
 from pipelines.formats import minari
 from pipelines.formats.episodes import Options
 from pipelines.formats.minari_export import export
-from pipelines.ingest import check_there, claim, reasons, write_rejected
+from pipelines.ingest import DATASET, check_there, claim, reasons, write_rejected
 from pipelines.ingest_unit import failed_record
 from pipelines.schema import DataError
 
@@ -36,8 +36,11 @@ def main(cfg):
     job = make_job(cfg)
     units = find_units(job)[: cfg.limit]
     claim(job.out, job.settings())
-    records = work(job, units, cfg)
-    check_there(job, units)
+    try:
+        records = work(job, units, cfg)
+        check_there(job, units)
+    finally:
+        release(job.out)
     write_rejected(job, units)
     summary = summarise(records)
     log.info("%d episodes, %d steps at %s; rejected: %s", summary["episodes"], summary["steps"], job.out,
@@ -49,6 +52,14 @@ def main(cfg):
             f" {job.out / 'rejected.jsonl'}"
         )
     return summary
+
+
+def release(out):
+    """Lets other settings have the folder if nothing was written into it; what was rejected, and why, stays."""
+    if not any(out.glob("*.tar")):
+        (out / DATASET).unlink(missing_ok=True)
+        if out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
 
 
 def out_of_shards(cfg):
@@ -67,12 +78,14 @@ def make_job(cfg):
         raise DataError("set both low= and high=, or neither")
     if cfg.fps is not None and not 0 < cfg.fps <= 1e6:
         raise DataError(f"fps={cfg.fps}: expected steps per second above 0")
+    if cfg.ends not in (None, "timeouts") or cfg.last not in ("repeat", "drop"):
+        raise DataError(f"ends={cfg.ends}, last={cfg.last}: expected null or timeouts, and repeat or drop")
     root = minari.locate(cfg["from"]) if cfg.format == "minari" else Path(cfg["from"])
     if not root.exists():
         raise DataError(f"from={root} does not exist")
     plain = OmegaConf.to_container(cfg)
     low, high = (tuple(v) if isinstance(v, list) else v for v in (plain["low"], plain["high"]))
-    options = Options(cfg.fps, low, high, tuple(plain["observation"] or ()), cfg.task)
+    options = Options(cfg.fps, low, high, tuple(plain["observation"] or ()), cfg.task, cfg.ends, cfg.last)
     out = storage.local(cfg.out, "out")
     return Job(root.absolute(), out, cfg.format, options, plain["tags"] or {}, cfg.samples_per_shard, cfg.retry)
 

@@ -16,7 +16,7 @@ from pipelines.shards import ShardWriter
 from pipelines.trajectories import check, write_episode
 from pipelines.units import Unit
 
-FORMATS = ("minari", "lerobot", "d4rl", "l2m")
+FORMATS = ("minari", "lerobot", "d4rl", "l2m", "ogbench", "exorl")
 CODE_VERSION = 1  # of everything that turns the same input into other bytes
 
 

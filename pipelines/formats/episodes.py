@@ -13,6 +13,8 @@ JUMP = 1e-6  # distance between a step's next observation and the following obse
 BLOCK_BYTES = 16 << 20  # read at once
 REPEATED = "final_observation_repeated"
 OUTSIDE = "actions_outside_bounds"
+DROPPED = "last_step_dropped"
+UNSET = (("ends", None), ("last", "repeat"))
 
 
 class FormatError(LogError):
@@ -28,9 +30,12 @@ class Options:
     high: tuple | float | None = None
     observation: tuple = ()  # parts of the observation to keep, in this order; () = all
     task: str | None = None
+    ends: str | None = None  # D4RL: "timeouts" = nothing else ends an episode
+    last: str = "repeat"  # of files without next observations: what becomes of an episode's last step, repeat | drop
 
     def to_dict(self):
-        return asdict(self)
+        found = asdict(self)  # what later versions added only where it is set: folders made before then still fit
+        return {name: value for name, value in found.items() if (name, value) not in UNSET}
 
     def bounds(self, action_dim, found=None):
         """(low, high) tuples: as given, else as `found` in the file, else [-1, 1]."""
@@ -102,20 +107,24 @@ def finish(columns, spaces, options, tags=None, fps=None, known=False):
     With bounds that were only assumed, an episode whose actions leave them is a FormatError.
 
     What ends without being terminal was cut: by a time limit, or where the recording stops. Files without next
-    observations do not say what the last action led to: the last observation stands in for it, and a note says so.
+    observations do not say what the last action led to: the last observation stands in for it, or, with
+    `options.last` = drop, the step is left out and its observation is the final one. A note says so.
     """
+    notes, final = [], columns.get(NEXT_OBSERVATION, columns[OBSERVATION])[-1]
+    if NEXT_OBSERVATION not in columns:
+        notes.append(DROPPED if options.last == "drop" else REPEATED)
+        if options.last == "drop":
+            columns = {name: value[:-1] for name, value in columns.items()}
+    if not len(columns[REWARD]):
+        return FormatError("episode", "one step alone, and last=drop leaves it out")
     arrays = {name: columns[name] for name in (OBSERVATION, ACTION, REWARD, TERMINATED)}
     truncated = columns.get(TRUNCATED, np.zeros(len(arrays[REWARD]), bool)).copy()
     truncated[-1] |= not arrays[TERMINATED][-1]
-    notes = []
-    if NEXT_OBSERVATION not in columns:
-        notes.append(REPEATED)
     if spaces.n_actions is None and outside(arrays[ACTION], spaces):
         if options.low is None and not known:
             size = float(np.abs(arrays[ACTION]).max())
             return FormatError("bounds", f"actions reach {size:g}, beyond [-1, 1]; set low= and high=")
         notes.append(OUTSIDE)
-    final = columns.get(NEXT_OBSERVATION, columns[OBSERVATION])[-1]
     arrays |= {TRUNCATED: truncated, FINAL_OBSERVATION: final}
     return Episode(arrays, spaces, options.fps or fps or 1.0, dict(tags or {}), tuple(notes))
 

@@ -6,22 +6,16 @@
 Neither benchmark has terminal states: `dones` marks time limits. Files are read front to back, a block at a time.
 """
 
-import tokenize
-import zipfile
-import zlib
-from contextlib import contextmanager
-
 import numpy as np
 
-from pipelines.formats.episodes import FormatError, box, cut, finish, rows_per_block, scalars, vectors
+from pipelines.formats import npz
+from pipelines.formats.episodes import box, cut, finish, rows_per_block, scalars, vectors
 from pipelines.schema import ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, TERMINATED, TRUNCATED
-from pipelines.shards import ODD
 
 NAMES = {
     OBSERVATION: ("observations", "states"), ACTION: ("actions",), REWARD: ("rewards",), TRUNCATED: ("dones",),
     NEXT_OBSERVATION: ("next_observations",),
 }  # fmt: skip
-DAMAGE = (zipfile.BadZipFile, zlib.error, tokenize.TokenError, OSError, *ODD)
 
 
 def units(root, options):
@@ -36,15 +30,8 @@ def units(root, options):
 
 
 def read(path, options, task):
-    with zipped(path) as archive:
-        there = {info.filename: info for info in archive.infolist()}
-        columns = {}
-        for ours, theirs in NAMES.items():
-            name = next((name for name in theirs if f"{name}.npy" in there), None)
-            if name:
-                columns[ours] = Column(archive, there[f"{name}.npy"])
-            elif ours != NEXT_OBSERVATION:
-                raise FormatError("missing", f"no array {theirs[0]}.npy; the file has {', '.join(sorted(there))[:200]}")
+    with npz.zipped(path) as archive:
+        columns = npz.columns(archive, NAMES, optional=(NEXT_OBSERVATION,))
         single = columns[TRUNCATED].shape in ((), (1,)) and columns[REWARD].shape[:1] != (1,)  # one flag for all of it
         if single:
             del columns[TRUNCATED]
@@ -52,44 +39,6 @@ def read(path, options, task):
         for episode in cut(blocks(columns, single)):
             spaces = spaces or box(episode, options)
             yield finish(episode, spaces, options, {"task": task})
-
-
-@contextmanager
-def zipped(path):
-    """The archive; what is damaged in it is a FormatError."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except FormatError:
-        raise
-    except DAMAGE as error:
-        raise FormatError("unreadable", f"not a whole npz file ({type(error).__name__}: {error})") from error
-
-
-class Column:
-    """One array of an npz, read front to back; its header is checked before anything is allocated."""
-
-    def __init__(self, archive, info):
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise FormatError("dtype", f"{info.filename} is compressed in a way that numpy does not use")
-        self.file = archive.open(info)
-        version = np.lib.format.read_magic(self.file)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        self.shape, fortran, self.dtype = header(self.file)
-        if self.dtype.kind not in "fiub":
-            raise FormatError("dtype", f"{info.filename} is {self.dtype}; expected numbers (pickles are refused)")
-        if fortran and len(self.shape) > 1:
-            raise FormatError("dtype", f"{info.filename} is stored by columns; save np.ascontiguousarray of it")
-        self.row = int(np.prod(self.shape[1:], dtype=object)) * self.dtype.itemsize
-        if int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize != info.file_size - self.file.tell():
-            raise FormatError("unreadable", f"the header of {info.filename} promises {self.shape}, the data differ")
-
-    def take(self, n):
-        """The next n rows."""
-        data = self.file.read(n * self.row)
-        if len(data) != n * self.row:
-            raise FormatError("unreadable", "the file ends inside an array")
-        return np.frombuffer(data, self.dtype).reshape(n, *self.shape[1:])
 
 
 def blocks(columns, single):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from pipelines import exchange
 from pipelines.schema import DataError
 from pipelines.shards import Shards
 from pipelines.trajectories import Trajectories
@@ -46,10 +47,27 @@ def test_a_bad_episode_is_left_out_alone(tmp_path):
     assert Trajectories.load(tmp_path / "wide").spaces.high == (3.0, 6.0)
 
 
+def test_a_run_that_wrote_nothing_leaves_its_folder_to_other_settings(tmp_path, monkeypatch):
+    columns, ends = flat([3])
+    path = hdf5(tmp_path / "a.hdf5", {**columns, "actions": columns["actions"] * 4, "terminals": ends})
+    for _ in range(2):
+        with pytest.raises(DataError, match="rejected bounds 1; see"):
+            run(path, tmp_path / "out", format="d4rl")
+    assert "beyond" in (tmp_path / "out" / "rejected.jsonl").read_text()
+    summary = run(path, tmp_path / "out", format="d4rl", low=-4, high=4)
+    assert (summary["episodes"], summary["rejected"]) == (1, 0) and not rejections(tmp_path / "out")
+    with pytest.raises(DataError, match="other settings"):  # now it holds something
+        run(path, tmp_path / "out", format="d4rl")
+    monkeypatch.setattr(exchange, "work", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(path, tmp_path / "stopped", format="d4rl")
+    assert not (tmp_path / "stopped").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": "rlds"}, "expected one of minari, lerobot, d4rl, l2m"),
+        ({"format": "rlds"}, "expected one of minari, lerobot, d4rl, l2m, ogbench, exorl"),
         ({"format": "d4rl", "low": -1}, "set both"),
         ({"format": "d4rl", "from": "nowhere"}, "does not exist"),
         ({"format": "d4rl"}, "no d4rl files"),

@@ -69,3 +69,56 @@ def test_hdf5_that_points_elsewhere_or_holds_no_numbers_is_refused(tmp_path):
         "missing.hdf5": "missing", "lengths.hdf5": "lengths", "images.hdf5": "shape", "link.hdf5": "link",
         "outside.hdf5": "link", "huge.hdf5": "too_large", "text.hdf5": "dtype",
     }  # fmt: skip
+
+
+def test_antmaze_ends_by_time_alone_and_tells_its_goals(tmp_path):
+    columns, ends = flat([5, 4, 3])
+    del columns["next_observations"]
+    reached = np.isin(np.arange(12), [2, 3, 7])  # the recording goes on
+    goals = np.repeat([[20.0, 8.0], [0.5, 1.0], [3.0, 3.0]], [5, 4, 3], 0)
+    goals[10] = 9  # not one goal all through
+    file = {**columns, "rewards": reached.astype(float), "terminals": reached, "timeouts": ends, "infos/goal": goals}
+    path = hdf5(tmp_path / "antmaze.hdf5", file)
+    summary = run(path, tmp_path / "out", format="d4rl", ends="timeouts", last="drop")
+    assert (summary["episodes"], summary["steps"], summary["notes/last_step_dropped"]) == (3, 9, 3)
+    data = Trajectories.load(tmp_path / "out")
+    kept = ~ends
+    np.testing.assert_array_equal(data.observation, columns["observations"][kept])
+    np.testing.assert_array_equal(data.final_observation, columns["observations"][ends])
+    np.testing.assert_array_equal(data.reward, reached[kept])
+    assert not data.terminated.any() and np.flatnonzero(data.truncated).tolist() == [3, 6, 8]
+    assert [tags.get("goal") for tags in data.tags] == [[20.0, 8.0], [0.5, 1.0], None]
+    split = run(path, tmp_path / "split", format="d4rl")  # as everywhere else: a terminal ends the episode
+    assert (split["episodes"], split["steps"]) == (6, 12)
+
+
+def test_kitchen_without_the_goals_in_its_observations(tmp_path):
+    columns, ends = flat([4, 3], s=60, a=9)
+    path = hdf5(tmp_path / "kitchen.hdf5", {**columns, "terminals": ends, "infos/goal": columns["rewards"]})
+    run(path, tmp_path / "out", format="d4rl", observation=["observations[:30]"])
+    data = Trajectories.load(tmp_path / "out")
+    np.testing.assert_array_equal(data.observation, columns["observations"][:, :30])
+    np.testing.assert_array_equal(data.final_observation, columns["next_observations"][[3, 6], :30])
+    assert "goal" not in data.tags[0]  # one number a step is no goal
+    both = ["observations[30:60]", "rewards"]
+    run(path, tmp_path / "both", format="d4rl", observation=both)
+    data = Trajectories.load(tmp_path / "both")
+    assert data.spaces.state_dim == 31
+    np.testing.assert_array_equal(data.observation[:, :30], columns["observations"][:, 30:])
+    np.testing.assert_array_equal(data.final_observation, data.observation[[3, 6]])  # nobody knows what followed
+    for part in ("observations[60:]", "observations[0]", "infos/nothing"):
+        with pytest.raises(DataError, match=r"rejected (observation|missing) 1"):
+            run(path, tmp_path / "none", format="d4rl", observation=[part])
+
+
+def test_time_limits_alone_need_something_that_says_when(tmp_path):
+    columns, ends = flat([3, 2])
+    path = hdf5(tmp_path / "a.hdf5", {**columns, "terminals": np.isin(np.arange(5), [1])})
+    run(path, tmp_path / "out", format="d4rl", ends="timeouts")
+    assert Trajectories.load(tmp_path / "out").lengths.tolist() == [3, 2]  # by jumps
+    del columns["next_observations"]
+    with pytest.raises(DataError, match="rejected missing 1"):
+        run(hdf5(tmp_path / "b.hdf5", {**columns, "terminals": ends}), tmp_path / "no", format="d4rl", ends="timeouts")
+    for wrong in ({"ends": "jumps"}, {"last": "keep"}):
+        with pytest.raises(DataError, match="expected null or timeouts, and repeat or drop"):
+            run(path, tmp_path / "no", format="d4rl", **wrong)
