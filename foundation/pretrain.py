@@ -2,17 +2,19 @@
 
 import json
 import logging
+from dataclasses import dataclass
+from functools import partial
 
 import lightning as L
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from foundation import callbacks, hub
+from foundation import callbacks, hub, seeds
 from foundation.checkpoints import LOSS, Checkpoint, StepSeed, StopAfter, resume_path, step_of, take_best
 from foundation.preemption import Preemption
 from foundation.training import class_of, fit_from, made, make_trainer, plain, world_size
 from pipelines import checkpoint
-from pipelines.command import command, run_folder
+from pipelines.command import command, described, run_folder, write_summary
 from pipelines.schema import DataError
 
 log = logging.getLogger(__name__)
@@ -20,10 +22,45 @@ log = logging.getLogger(__name__)
 
 @command("pretrain")
 def main(cfg):
+    if cfg.run.get("seeds") is not None:
+        return several(cfg)
+    run = prepare(cfg)
+    trainer = fit(cfg, run.task, run.data)
+    return finish(run, trainer.global_step, numbers(trainer)) if trainer.is_global_zero else {}
+
+
+def several(cfg):
+    """Trains all of run.seeds at once, each saved in a folder as its own run would be -> means of their numbers."""
+    seeds.check(cfg)
+    runs = [prepare(one) for one in seeds.configs(cfg)]
+    task, data = seeds.joined([run.task for run in runs], [run.data for run in runs], cfg.run.seeds)
+    trainer = fit(cfg, task, data, partial(seeds.SeedLogger, cfg.run.seeds))
+    task.give([run.task for run in runs])
+    measured, summaries = numbers(trainer), []
+    for name, run in zip(task.names, runs, strict=True):
+        own = {n.removeprefix(f"{name}/"): value for n, value in measured.items() if n.startswith(f"{name}/")}
+        with described(run_folder(run.cfg), run.cfg):
+            summaries.append(finish(run, trainer.global_step, own))
+        write_summary(run_folder(run.cfg) / "summary.json", summaries[-1])
+    return {"seeds": len(runs), **{n: sum(s[n] for s in summaries) / len(runs) for n in summaries[0]}}
+
+
+@dataclass
+class Prepared:
+    """A training before its first step. words: where its initial weights come from."""
+
+    cfg: DictConfig
+    data: L.LightningDataModule
+    net_config: dict
+    task: L.LightningModule
+    words: str
+
+
+def prepare(cfg):
     L.seed_everything(cfg.run.seed, verbose=False)
     check_frozen(cfg)
     check_init(cfg)
-    folder = run_folder(cfg)
+    run_folder(cfg)  # says so if it cannot be written
     data = made(plain(cfg.data), steps=cfg.steps, seed=cfg.run.seed)
     check_ending(cfg, data)
     method = plain(cfg.method)
@@ -31,11 +68,16 @@ def main(cfg):
     if cfg.init is not None and hasattr(data, "inherit"):
         before = hub.load(cfg.init)
         data.inherit(before.statistics, before.config)
-    net, started = initial_net(net_config, cfg.init)
+    net, words = initial_net(net_config, cfg.init)
     net = net.to(memory_format=torch.channels_last)  # convolutions are faster so
     task = made(method, net=net)
     log.info("%s: %.1f M parameters, %d frames", method["net"]["_target_"], count(net) / 1e6, data.frames)
-    settings, config = plain(cfg.trainer), plain(cfg)
+    return Prepared(cfg, data, net_config, task, words)
+
+
+def fit(cfg, task, data, logger=callbacks.csv_logger):
+    """Trains the task, or goes on with it -> the trainer"""
+    folder, settings, config = run_folder(cfg), plain(cfg.trainer), plain(cfg)
     start = resume_path(folder, cfg.resume, config, world_size(settings))
     best = cfg.best or (LOSS if cfg.final == "best" else None)
     keeper = Checkpoint(folder, config, cfg.checkpoint_every, cfg.keep_checkpoints, best)
@@ -43,24 +85,33 @@ def main(cfg):
     every, shown = min(cfg.validate_every, cfg.steps), min(20, cfg.steps)
     trainer = make_trainer(
         settings, folder, [callbacks.Progress(cfg.steps), StepSeed(cfg.run.seed), *stop, keeper, Preemption(folder)],
-        max_steps=cfg.steps, resumed_step=step_of(start),
+        max_steps=cfg.steps, resumed_step=step_of(start), logger=logger,
         val_check_interval=every * settings["accumulate_grad_batches"], check_val_every_n_epoch=None,
         log_every_n_steps=shown,
     )  # fmt: skip
     fit_from(trainer, task, data, start)
-    if not trainer.is_global_zero:
-        return {}
-    trainer.logger.save()
-    summary = {"frames/train": data.frames, "steps": trainer.global_step, "parameters": count(net), **data.set_aside}
-    measured = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+    if trainer.is_global_zero:
+        trainer.logger.save()
+    return trainer
+
+
+def numbers(trainer):
+    """What was measured last; empty if the run had ended before."""
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+
+
+def finish(run, steps, measured):
+    """Saves what was trained -> its summary."""
+    cfg, data, task, folder = run.cfg, run.data, run.task, run_folder(run.cfg)
+    summary = {"frames/train": data.frames, "steps": steps, "parameters": count(task.net), **data.set_aside}
     summary |= measured or ended_with(folder)
     if cfg.final == "best":
         summary |= take_best(folder, task)
     summary |= task.describe(data)
     scores, statistics = task.report(data.validation, folder, data.fps) if data.validation else ({}, {})
     summary |= scores
-    words = task.started or started
-    hub.save_trained(folder / "model", task.net, net_config, data, summary, cfg, statistics, words, task.base)
+    words = task.started or run.words
+    hub.save_trained(folder / "model", task.net, run.net_config, data, summary, cfg, statistics, words, task.base)
     return summary
 
 

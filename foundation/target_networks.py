@@ -1,9 +1,9 @@
 """Slow copies of networks that learn: what temporal differences are taken to."""
 
 import copy
-from contextlib import contextmanager
 
 import torch
+from torch.func import functional_call
 
 EMA = ("before", "after")
 
@@ -40,11 +40,7 @@ def follow(copied, module, tau):
     torch._foreach_lerp_(targets, sources, tau)
 
 
-@contextmanager
-def frozen(module):
-    """Gradients pass through the module and do not reach its weights."""
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        module.requires_grad_(True)
+def fixed(module):
+    """The module as a function: gradients pass through it and do not reach its weights."""
+    weights = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    return lambda *inputs: functional_call(module, weights, inputs)

@@ -19,7 +19,7 @@ from foundation import callbacks, slurm
 from pipelines.schema import DataError
 
 
-def make_trainer(settings, folder, callbacks_, max_steps, resumed_step=0, **options):
+def make_trainer(settings, folder, callbacks_, max_steps, resumed_step=0, logger=callbacks.csv_logger, **options):
     """settings: a `configs/trainer` node as a dict; options go to `lightning.Trainer`.
 
     Epochs are ours to count, not Lightning's: it sees one loader and stops at `max_steps`.
@@ -35,7 +35,7 @@ def make_trainer(settings, folder, callbacks_, max_steps, resumed_step=0, **opti
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "enable_checkpointing": False,
-        "logger": callbacks.csv_logger(folder, 20, resumed_step),
+        "logger": logger(folder, 20, resumed_step),
         "callbacks": callbacks_,
         "default_root_dir": folder,
         **options,

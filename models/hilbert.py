@@ -85,7 +85,7 @@ class Hilbert(nn.Module):
     def observe(self, latent):
         """Takes latents [b z] into the running mean, where there is one."""
         if self.features == "centred":
-            self.mean.lerp_(latent.mean(0), MEAN_RATE)
+            self.mean.add_(latent.mean(0) - self.mean, alpha=MEAN_RATE)  # lerp_ has no batched form for torch.vmap
 
 
 class Intent(nn.Module):

@@ -79,6 +79,7 @@ TABLE = {  # of names that are null, empty, required or taken from elsewhere in 
     ("text or a list of texts", any_of(is_text, list_of(is_text))): "runs targets videos",
     LISTS[NUMBER]: "goals shares",
     LISTS[TEXT]: "also heldout observation only pretrained seeds",
+    ("a list of whole numbers in 0..2^32-1", list_of(SEED[1])): "run.seeds",
     COUNT: "action_dim camera_null camera_on context episode_steps episodes goal_dim height length limit maps"
     " max_timestep n_actions n_bins n_buttons n_camera n_keys queries representation_steps skills state_dim stop_after"
     " stride threads vocabulary width workers",
@@ -180,7 +181,7 @@ def wrong_kinds(given, base, prefix=""):
     for name, default in base.items():
         if name not in given or (prefix == "" and name == "trainer"):  # Lightning checks those values
             continue
-        value, (words, fits) = given[name], kind(name, default)
+        value, (words, fits) = given[name], kind(name, default, prefix)
         if (isinstance(value, str) and "${" in value) or (value is None and nullable(default, prefix)):
             continue
         if not fits(value):
@@ -193,12 +194,12 @@ def nullable(default, prefix):
     return default is None or (bool(prefix) and isinstance(default, dict))
 
 
-def kind(name, default):
-    """(in words, test) of what may stand in place of the default value of that name."""
+def kind(name, default, prefix=""):
+    """(in words, test) of what may stand in place of the default value of that name in the groups of `prefix`."""
     if str(name).endswith("seed"):
         return SEED
     if default in (None, [], {}, "???") or (is_text(default) and "${" in default):
-        return KINDS.get(name, ANYTHING)
+        return KINDS.get(f"{prefix}{name}", KINDS.get(name, ANYTHING))
     if isinstance(default, bool):
         return BOOL
     if is_number(default):

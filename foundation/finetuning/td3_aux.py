@@ -19,7 +19,7 @@ from foundation.finetuning.replay import UPDATE
 from foundation.losses.behaviour_cloning import weighted_mean
 from foundation.losses.masked import masked_mean
 from foundation.losses.td import smoothed, td_loss, td_target
-from foundation.target_networks import follow, frozen, slow
+from foundation.target_networks import fixed, follow, slow
 from models.critic import EnsembleCritic
 from pipelines.schema import (
     ACTION,
@@ -115,8 +115,7 @@ class TD3Aux(LightningModule):
             more, entropy = self.entropy_terms(masked_mean(policy.entropy(), mask))
             terms, metrics = terms | more, metrics | {"policy/entropy": entropy}
         if self.critic is not None:
-            with frozen(self.critic):
-                q_t = self.critic(batch[OBSERVATION], policy.mode())[0]  # b t
+            q_t = fixed(self.critic)(batch[OBSERVATION], policy.mode())[0]  # b t
             scale = masked_mean(q_t.detach().abs(), mask) if h.normalise_q else 1.0
             terms["q"] = -h.alpha * masked_mean(q_t, mask if h.positions == "all" else last_of(mask)) / (scale + 1e-8)
         return terms, {name: value.detach() for name, value in metrics.items()}

@@ -20,7 +20,7 @@ from foundation.losses.awr import awr_loss, awr_weight
 from foundation.losses.expectile import expectile_loss
 from foundation.losses.td import td_loss
 from foundation.pretraining.task import PretrainTask
-from foundation.target_networks import EMA, Followed, follow, frozen, slow
+from foundation.target_networks import EMA, Followed, fixed, follow, slow
 from pipelines import schema
 from pipelines.schema import DataError
 
@@ -86,8 +86,7 @@ class IqlTask(Followed, PretrainTask):
         return {"actor_loss": loss, "advantage": advantage.mean(), "weight": weight.mean()}
 
     def ddpg_bc(self, now, distribution, log_prob):
-        with frozen(self.net.critic):
-            q = self.net.q(now, distribution.mode().clamp(-1, 1), self.judge).amin(0)  # b
+        q = self.net.q(now, distribution.mode().clamp(-1, 1), fixed(self.judge)).amin(0)  # b
         loss = -q.mean() / (q.detach().abs().mean() + 1e-6) - self.alpha * log_prob.mean()
         return {"actor_loss": loss, "q_actor": q.detach().mean()}
 

@@ -21,6 +21,7 @@ class PretrainTask(L.LightningModule):
     """
 
     started = None  # initial weights in words, where they came by neither init= nor chance
+    seeds = 0  # leading axes of all parameters beside their own: 1 = of several seeds (foundation.seeds)
     base = None  # address of a language model whose weights are left out of what is saved
 
     @classmethod
@@ -32,6 +33,9 @@ class PretrainTask(L.LightningModule):
         super().__init__()
         self.net = net
         self.optimizer = optimizer
+
+    def forward(self, batch):
+        return self.losses(batch)
 
     def training_step(self, batch, _):
         loss, metrics = self.losses(batch)
@@ -62,8 +66,8 @@ class PretrainTask(L.LightningModule):
             raise DataError(f"method.optimizer.schedule={schedule!r}: expected one of {sorted(SCHEDULES)}")
         parameters = [p for p in self.parameters() if p.requires_grad]
         groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in parameters if p.ndim - self.seeds >= 2], "weight_decay": decay},
+            {"params": [p for p in parameters if p.ndim - self.seeds < 2], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, **settings)
         total = self.trainer.max_steps
