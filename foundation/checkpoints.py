@@ -216,7 +216,9 @@ def free(name, config):
     """Whether an entry may change between a checkpoint and the run that goes on from it."""
     if name == "steps":
         return config.get("method.optimizer.schedule") == "constant"  # the others depend on the end
-    return name not in ("run.seed", "run.seeds") and any(name == entry or name.startswith(entry + ".") for entry in FREE)
+    if name in ("run.seed", "run.seeds"):
+        return False
+    return any(name == entry or name.startswith(entry + ".") for entry in FREE)
 
 
 def flat(config, prefix=""):
