@@ -26,7 +26,7 @@ test: install lint  # a process per core, up to 4; a file's tests stay in one
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slurm: install
-	$(BIN)/python -m pytest tests/slurm -v
+	$(BIN)/python -m pytest tests/slurm -v -m "not gpu"
 
 slow: install
 	$(BIN)/python -m pytest -m slow

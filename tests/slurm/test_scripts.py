@@ -34,6 +34,7 @@ def test_tasks_and_trainer_must_agree(slurm, pretrain):
     assert "Slurm started 2 tasks" in slurm.log(job) and "trainer=ddp" in slurm.log(job)
 
 
+@pytest.mark.slow
 def test_without_data_a_job_records_its_own_and_trains_on_it(slurm, submit_folder):
     job = slurm.submit(submit_folder, "slurm/pretrain.sh", *TINY[:4], "steps=2")
     slurm.wait(job, "COMPLETED")
