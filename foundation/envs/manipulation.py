@@ -10,9 +10,10 @@ from functools import lru_cache
 import gymnasium
 import numpy as np
 
+from foundation.envs.goal_tasks import GoalTasks
 from foundation.envs.manipulation_players import CollectionPlayer, TaskPlayer
 from foundation.envs.maze_grid import REWARDS
-from foundation.envs.states import StateEnv, require, single, unknown
+from foundation.envs.states import require, single, unknown
 from pipelines.schema import DataError
 from pipelines.trajectories import Spaces
 
@@ -32,7 +33,7 @@ def full_name(name):
     return short
 
 
-class Manipulation(StateEnv):
+class Manipulation(GoalTasks):
     """Observation: joints of the arm (6), their speeds (6), hand (3) and its direction (2), opening and contact of the
     gripper (2), then every cube: place (3), quaternion (4), direction (2); in the scene also the buttons, drawer and
     window; as OGBench scales them. The goal, an observation too, is `goal` and the `info["goal"]` of `reset`; nothing
@@ -73,22 +74,12 @@ class Manipulation(StateEnv):
     def names(cls, name):
         return [full_name(one) for one in (STEPS if name == "all" else [name])]
 
-    def reset(self, *, seed=None, options=None):
-        options = options or {}
-        self.style, task = options.get("style"), options.get("task_id")
-        if self.style not in (None, *self.styles) or task not in (None, *range(1, len(self.tasks) + 1)):
-            raise DataError(f"options {options}: expected style in {self.styles}, task_id in 1..{len(self.tasks)}")
-        self._task = seed if task is None else task - 1
-        observation, info = super().reset(seed=seed)
-        return observation, {**info, "goal": self.goal}
-
     def _begin(self, seed):
         self.episode_steps = self.lengths.get(self.style, self._steps)
         self.rng = np.random.default_rng(seed)  # of the scripted player
         self.world.chance.seed(seed)
-        number = (seed if self._task is None else self._task) % len(self.tasks)
         self.world._mode = COLLECT if self.style else "task"
-        observation, self.info = self.world.reset(seed=seed, options={"task_id": number + 1})
+        observation, self.info = self.world.reset(seed=seed, options={"task_id": self.task_number(seed) + 1})
         self.goal = None if self.style else np.asarray(self.info["goal"], np.float32)
         self._planned.start()
         return observation

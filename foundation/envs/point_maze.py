@@ -11,9 +11,10 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from foundation.envs import state_rewards
+from foundation.envs.goal_tasks import GoalTasks
 from foundation.envs.maze_grid import REWARDS, MazeGrid
 from foundation.envs.state_rewards import STRIDE
-from foundation.envs.states import StateEnv, require, single, unknown
+from foundation.envs.states import require, single, unknown
 from pipelines.schema import DataError
 from pipelines.trajectories import Spaces
 
@@ -39,7 +40,7 @@ def full_name(name):
     return FAMILY + short
 
 
-class PointMaze(StateEnv):
+class PointMaze(GoalTasks):
     """Observation: x, y in units, 4 to a cell. Action: the step along both axes in [-1, 1]. The goal [2], in units, is
     `goal` and the `info["goal"]` of `reset`.
 
@@ -115,20 +116,11 @@ class PointMaze(StateEnv):
     def goal(self):
         return None if self._goal is None else np.array(self._goal, np.float32)
 
-    def reset(self, *, seed=None, options=None):
-        options = options or {}
-        self.style, task = options.get("style"), options.get("task_id")
-        if self.style not in (None, *self.styles) or task not in (None, *range(1, len(self.tasks) + 1)):
-            raise DataError(f"options {options}: expected style in {self.styles}, task_id in 1..{len(self.tasks)}")
-        self._task = seed if task is None else task - 1
-        observation, info = super().reset(seed=seed)
-        return observation, {**info, "goal": self.goal}
-
     def _begin(self, seed):
         self._rng = np.random.default_rng(seed)
         self.episode_steps = self.lengths.get(self.style, self._steps)
         if self.style is None and self.goals == "tasks" and not self._pays_states:
-            start, goal = self.tasks[(seed if self._task is None else self._task) % len(self.tasks)]
+            start, goal = self.tasks[self.task_number(seed)]
         else:
             start = self._rng.choice(self.grid.main)
             goal = None if self._pays_states else self._target(start)

@@ -8,12 +8,19 @@ from pipelines.schema import DataError
 SAME = ("height", "width", "encoder", "channels")  # of the two nets' configs
 
 
+def loaded(address):
+    """(Bundle, weights of its FrameEncoder); DataError for a network without one."""
+    bundle = hub.load(address)
+    weights = bundle.net.state_dict()
+    own = {name.removeprefix(ENCODER): value for name, value in weights.items() if name.startswith(ENCODER)}
+    if not own:
+        raise DataError(f"{address} has no encoder of single frames; give a run of icvf or idm_frames on frames")
+    return bundle, own
+
+
 def frame_encoder(address):
     """The config of the FrameEncoder at `address`, by which a network gets one like it."""
-    bundle = hub.load(address)
-    if not any(name.startswith(ENCODER) for name in bundle.net.state_dict()):
-        raise DataError(f"{address} has no encoder of single frames; give a run of icvf or idm_frames on frames")
-    theirs = bundle.config["net"]
+    theirs = loaded(address)[0].config["net"]
     sizes = {name: theirs[name] for name in ("height", "width", "channels")}
     return {"_target_": "models.frame_encoders.FrameEncoder", "kind": theirs["encoder"], **sizes}
 
@@ -24,10 +31,7 @@ def check_encoder(net, address, init):
         return net
     if init is not None:
         raise DataError(f"init={init} brings its encoders; leave out method.encoder={address}, or init")
-    bundle = hub.load(address)
-    theirs = bundle.config["net"]
-    if not any(name.startswith(ENCODER) for name in bundle.net.state_dict()):
-        raise DataError(f"method.encoder={address} has no encoder of single frames; give a run of icvf or idm_frames")
+    theirs = loaded(address)[0].config["net"]
     different = [name for name in SAME if net[name] != theirs.get(name)]
     if different:
         options = " ".join(f"method.net.{name}={theirs.get(name)}".replace(" ", "") for name in different)
@@ -39,9 +43,7 @@ def start_from(net, address):
     """Copies the encoder at `address` into every FrameEncoder of `net`; where it came from in words, or None."""
     if address is None:
         return None
-    bundle = hub.load(address)
-    weights = bundle.net.state_dict()
-    own = {name.removeprefix(ENCODER): value for name, value in weights.items() if name.startswith(ENCODER)}
+    bundle, own = loaded(address)
     for module in net.modules():
         if isinstance(module, FrameEncoder):
             module.load_state_dict(own)

@@ -43,20 +43,18 @@ class FrameStepData(L.LightningDataModule):
         self.gamma, self.reward, self.tasks, self.on_damage = gamma, reward, tasks, on_damage
         self.named = {"training shards": train, "labels": labels, "prior shards": prior, "held out": validation}
         self.set_aside, self.facts = Counter(), None
-        target = self._open(train, labels, "train")
-        held_out = None
-        if isinstance(validation, float):
-            states, others = divided(target.states, validation, seed)
-            target, held_out = (target.of(part) for part in (states, others))
-        elif validation:
+        share = validation if isinstance(validation, float) else None
+        target, *held_out = self._open(train, labels, "train", share)
+        if validation and share is None:
             held_out = self._open(validation, None, "validation")
-        sources = [target, *([self._open(prior, prior_labels, "prior")] if prior else [])]
+        sources = [target, *(self._open(prior, prior_labels, "prior") if prior else [])]
         self.frames = sum(len(source.steps) for source in sources)
         shift = Shift(**shift, goals="same") if shift else None
         self.dataset = Steps(sources, batch_size, (seed, TRAIN), prior_share, mix_from, shift)
-        self.validation = held_out and Steps([held_out], batch_size, (0, HELD_OUT), batches=VALIDATED)
+        self.validation = Steps(held_out, batch_size, (0, HELD_OUT), batches=VALIDATED) if held_out else None
 
-    def _open(self, root, labels, option):
+    def _open(self, root, labels, option, held_out=None):
+        """[Recorded], or two of them, the second of a share `held_out` of the videos."""
         what = f"data.{option}"
         states, shards = open_states(root, what, self.on_damage)
         if states.size is None:
@@ -69,7 +67,9 @@ class FrameStepData(L.LightningDataModule):
         for one in (shards, labels):
             counts = one.set_aside if one else {}
             self.set_aside.update({f"data/set_aside_{name}": n for name, n in counts.items() if n})
-        return Recorded(states, labels, ActionCodec(self.spec), self.gamma, self.reward, self.tasks)
+        parts = [states] if held_out is None else divided(states, held_out, self.seed)
+        codec = ActionCodec(self.spec)
+        return [Recorded(part, labels, codec, self.gamma, self.reward, self.tasks) for part in parts]
 
     def derive(self, net):
         """The network's config with what follows from frames, actions and tasks filled in."""
@@ -140,10 +140,6 @@ class Recorded:
         self.condition = columns[6] if tasks is not None else None
         if not len(self.steps):
             raise DataError(f"{states.shards.root} holds no step: no frame with an action and another after it")
-
-    def of(self, states):
-        """The same of other trajectories."""
-        return Recorded(states, self.labels, self.codec, self.gamma, self.reward, self.tasks)
 
     def load(self, cache_gb, spill):
         self.frames = self.states.load(cache_gb, spill)
