@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.frame_encoders import FrameEncoder
+from models.hilbert import distance
 from models.mlp import EnsembleLinear, EnsembleMLP
 
 ENCODER = "encoder.0."  # keys of the weights that begin so are those of a `FrameEncoder`: the one of phi's member 0
-HEADS = ("multilinear", "monolithic")
 SHARING = ("shared", "members")
 
 
@@ -25,20 +25,21 @@ class Icvf(nn.Module):
 
     Observations are float vectors [b s] (encoder="none") or uint8 frames [b h w c] (encoder="impala" or "resnet", see
     `models.frame_encoders`), for s, s+ and z alike; encoders: "shared" by the members, or one each ("members").
-    head: "multilinear", as above; "monolithic" is one MLP of (s, s+, z), which has no phi. layers: of every MLP, each
-    `dim` wide and followed by a ReLU, the last one too.
+    head: "multilinear", as above; "monolithic" is one MLP of (s, s+, z), which has no phi; "hilbert" is HILP's
+    -||phi(s) - phi(s+)|| (arXiv:2402.15567), for data whose outcomes are the intents. layers: of every MLP, each `dim`
+    wide and followed by a ReLU, the last one too, but for hilbert, which has HILP's layers and a linear one after them.
     """
 
     def __init__(self, state_dim=None, height=None, width=None, dim=256, layers=2, members=2, head="multilinear",
                  encoder="none", encoders="shared", channels=(16, 32, 32)):  # fmt: skip
         super().__init__()
         if head not in HEADS or encoders not in SHARING:
-            raise ValueError(f"head={head!r}, encoders={encoders!r}: expected one of {HEADS}, one of {SHARING}")
+            raise ValueError(f"head={head!r}, encoders={encoders!r}: expected one of {list(HEADS)}, one of {SHARING}")
         self.state_dim, self.members = state_dim, members
         count = 0 if encoder == "none" else members if encoders == "members" else 1
         self.encoder = nn.ModuleList(FrameEncoder(encoder, height, width, channels) for _ in range(count))
         inputs = self.encoder[0].out if count else state_dim
-        self.head = (Multilinear if head == "multilinear" else Monolithic)(members, inputs, dim, layers)
+        self.head = HEADS[head](members, inputs, dim, layers)
 
     def encode(self, observation):
         """What the head sees: [b s] or uint8 [b h w c] -> [k b e]."""
@@ -58,8 +59,8 @@ class Icvf(nn.Module):
 
     def phi(self, observation):
         """The representation of every member, [k b d]; member 0 is the one to use alone."""
-        if not isinstance(self.head, Multilinear):
-            raise ValueError("a monolithic value has no phi: train head=multilinear, or use `encode`")
+        if isinstance(self.head, Monolithic):
+            raise ValueError("a monolithic value has no phi: train head=multilinear or hilbert, or use `encode`")
         return self.head.phi(self.encode(observation))
 
     def values(self, states, outcomes):
@@ -109,6 +110,19 @@ class Monolithic(nn.Module):
         return at_least_float(self.net(x)).reshape(shape[:-1])
 
 
+class Distances(nn.Module):
+    """V = -||phi(s) - phi(s+)||, whoever is on the way to wherever: HILP's value of a goal s+ (arXiv:2402.15567)."""
+
+    def __init__(self, members, inputs, dim, layers):
+        super().__init__()
+        self.phi = EnsembleMLP(members, inputs, dim, dim, layers)
+
+    def forward(self, states, outcomes):
+        """As that of `Multilinear`."""
+        left, right = (at_least_float(on_rows(self.phi, x)) for x in (states, outcomes))  # k n b d, k m b d
+        return -distance(left[:, :, None], right[:, None])
+
+
 class Activated(EnsembleMLP):
     """MLPs with a ReLU after every layer, the last included: [k b i] -> [k b d]."""
 
@@ -117,6 +131,9 @@ class Activated(EnsembleMLP):
 
     def forward(self, x):
         return F.relu(super().forward(x))
+
+
+HEADS = {"multilinear": Multilinear, "monolithic": Monolithic, "hilbert": Distances}
 
 
 def on_rows(layer, x):

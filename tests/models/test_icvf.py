@@ -54,7 +54,7 @@ def test_the_value_is_that_of_the_paper():
         np.testing.assert_allclose(phi[k].detach().numpy(), mlp(head.phi, k, s.numpy()), rtol=1e-12)
 
 
-@pytest.mark.parametrize("head", ["multilinear", "monolithic"])
+@pytest.mark.parametrize("head", ["multilinear", "monolithic", "hilbert"])
 def test_values_of_all_pairs_are_those_of_each(head):
     torch.manual_seed(0)
     net = Icvf(state_dim=3, dim=6, head=head)
@@ -66,7 +66,7 @@ def test_values_of_all_pairs_are_those_of_each(head):
             torch.testing.assert_close(pairs[:, n, m], net(state, outcome, z))
 
 
-@pytest.mark.parametrize("head", ["multilinear", "monolithic"])
+@pytest.mark.parametrize("head", ["multilinear", "monolithic", "hilbert"])
 def test_members_share_nothing(head):
     torch.manual_seed(0)
     net = Icvf(state_dim=3, dim=6, head=head)
@@ -74,6 +74,15 @@ def test_members_share_nothing(head):
     assert not torch.allclose(one, two)
     one.sum().backward()
     assert all((p.grad[1] == 0).all() for p in net.parameters())
+
+
+def test_a_hilbert_head_is_a_distance_of_latents():
+    torch.manual_seed(0)
+    net = shaken(Icvf(state_dim=3, dim=6, head="hilbert").double())
+    s, goal, z = torch.randn(3, B, 3, dtype=torch.float64)
+    np.testing.assert_allclose(net(s, goal, z).detach(), -(net.phi(s) - net.phi(goal)).norm(dim=-1).detach(), rtol=1e-9)
+    torch.testing.assert_close(net(s, goal, z), net(goal, s, s))
+    assert (net(s, s, z) == -1e-3).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
