@@ -28,10 +28,11 @@ class Icvf(nn.Module):
     head: "multilinear", as above; "monolithic" is one MLP of (s, s+, z), which has no phi; "hilbert" is HILP's
     -||phi(s) - phi(s+)|| (arXiv:2402.15567), for data whose outcomes are the intents. layers: of every MLP, each `dim`
     wide and followed by a ReLU, the last one too, but for hilbert, which has HILP's layers and a linear one after them.
+    norm: layer norm after every hidden layer, which the release can have too; hilbert has it in any case.
     """
 
     def __init__(self, state_dim=None, height=None, width=None, dim=256, layers=2, members=2, head="multilinear",
-                 encoder="none", encoders="shared", channels=(16, 32, 32)):  # fmt: skip
+                 norm=False, encoder="none", encoders="shared", channels=(16, 32, 32)):  # fmt: skip
         super().__init__()
         if head not in HEADS or encoders not in SHARING:
             raise ValueError(f"head={head!r}, encoders={encoders!r}: expected one of {list(HEADS)}, one of {SHARING}")
@@ -39,7 +40,7 @@ class Icvf(nn.Module):
         count = 0 if encoder == "none" else members if encoders == "members" else 1
         self.encoder = nn.ModuleList(FrameEncoder(encoder, height, width, channels) for _ in range(count))
         inputs = self.encoder[0].out if count else state_dim
-        self.head = HEADS[head](members, inputs, dim, layers)
+        self.head = HEADS[head](members, inputs, dim, layers, norm)
 
     def encode(self, observation):
         """What the head sees: [b s] or uint8 [b h w c] -> [k b e]."""
@@ -79,11 +80,11 @@ class Multilinear(nn.Module):
     """The value of the paper. The intent goes through the same psi as outcomes; T is a vector that stands for a matrix;
     A and B, with bias, belong to every z."""
 
-    def __init__(self, members, inputs, dim, layers):
+    def __init__(self, members, inputs, dim, layers, norm):
         super().__init__()
-        self.phi = Activated(members, inputs, dim, layers)
-        self.psi = Activated(members, inputs, dim, layers)
-        self.transform = Activated(members, dim, dim, layers)
+        self.phi = Activated(members, inputs, dim, layers, norm)
+        self.psi = Activated(members, inputs, dim, layers, norm)
+        self.transform = Activated(members, dim, dim, layers, norm)
         self.matrix_a, self.matrix_b = (EnsembleLinear(members, dim, dim).scaled() for _ in range(2))
 
     def forward(self, states, outcomes):
@@ -98,9 +99,9 @@ class Multilinear(nn.Module):
 class Monolithic(nn.Module):
     """V as one MLP of s, s+ and z."""
 
-    def __init__(self, members, inputs, dim, layers):
+    def __init__(self, members, inputs, dim, layers, norm):
         super().__init__()
-        self.net = EnsembleMLP(members, 3 * inputs, 1, dim, layers, "relu", norm=False)
+        self.net = EnsembleMLP(members, 3 * inputs, 1, dim, layers, "relu", norm)
 
     def forward(self, states, outcomes):
         """As that of `Multilinear`."""
@@ -113,7 +114,7 @@ class Monolithic(nn.Module):
 class Distances(nn.Module):
     """V = -||phi(s) - phi(s+)||, whoever is on the way to wherever: HILP's value of a goal s+ (arXiv:2402.15567)."""
 
-    def __init__(self, members, inputs, dim, layers):
+    def __init__(self, members, inputs, dim, layers, norm):
         super().__init__()
         self.phi = EnsembleMLP(members, inputs, dim, dim, layers)
 
@@ -126,8 +127,8 @@ class Distances(nn.Module):
 class Activated(EnsembleMLP):
     """MLPs with a ReLU after every layer, the last included: [k b i] -> [k b d]."""
 
-    def __init__(self, members, inputs, dim, layers):
-        super().__init__(members, inputs, dim, dim, layers - 1, "relu", norm=False)
+    def __init__(self, members, inputs, dim, layers, norm):
+        super().__init__(members, inputs, dim, dim, layers - 1, "relu", norm)
 
     def forward(self, x):
         return F.relu(super().forward(x))
