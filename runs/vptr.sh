@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# V-PTR in miniature, on mazes seen from above at 32 pixels: (1) values of intents (ICVF) from video without actions, of
-# 1,000 mazes; (2) offline RL (CQL) on ten others, with keys and rewards, from that image encoder; (3) three mazes never
-# seen before, ten demonstrations in all, in batches with 90 % of the data before. Arms differ in the encoder that stage 2
-# begins with: icvf | scratch = none | idm = that of an inverse dynamics model of stage 2's data. Played from random starts
-# to random goals on the ten mazes and on the three, before and after stage 3.
-# Every finished line is skipped when run again. A seed with both arms: about 15 CPU-minutes. Fewer: SEEDS=0 runs/vptr.sh
+# V-PTR in miniature, on mazes seen from above at 32 pixels: (1) values from video without actions, of 1,000 mazes; (2)
+# offline RL (CQL) on ten others, with keys and rewards, from that image encoder; (3) three mazes never seen before, ten
+# demonstrations in all, in batches with 90 % of the data before. Arms differ in the encoder that stage 2 begins with:
+#   icvf     of values of intents, as in the paper        hilp     of HILP's distances, with the same loss
+#   idm      of an inverse dynamics model of stage 2's data        scratch  none
+# Encoders are probed for the way to a goal in mazes never seen. Policies are played from random starts to random goals
+# on the ten mazes and on the three, before and after stage 3.
+# Every finished line is skipped when run again. A seed: about 40 CPU-minutes. Fewer: ARMS="hilp scratch" SEEDS=0
 set -euo pipefail
 . "$(dirname "$0")/once.sh"
 out=${OUT:-outputs/vptr}
@@ -19,7 +21,8 @@ once $out/data/video/run $collect clips.episodes=${VIDEOS:-1000} run.seed=1 out=
 once $out/data/prior/run $collect $known clips.actions=true clips.episodes=${EPISODES:-500} run.seed=2 out=$out/data/prior/clips
 
 net="method.net.channels=[8,16,16] method.net.dim=128 method.optimizer.lr=1e-3"
-slow="method.tau=0.02"  # targets follow faster than in the papers, as there are fewer updates
+video="method=icvf method.tau=0.03 method.gamma=0.95 data.frame_skip=2 data.train=$out/data/video/clips data.validation=0.1"
+distances="method.net.head=hilbert data.p_samegoal=1 data.goals={p_current:0.0,p_trajectory:0.8,p_random:0.2}"
 frames="data.batch_size=64 data.cache_gb=4"
 stage() {  # stage <folder> <seed> <overrides ...>
   local folder=$1 seed=$2
@@ -38,11 +41,14 @@ for seed in ${SEEDS:-0 1 2}; do
     play $out/$player/known/seed$seed $seed $player $known task.evaluation.env.split=train
     play $out/$player/new/seed$seed $seed $player $new
   done
-  for arm in ${ARMS:-icvf scratch}; do
+  for arm in ${ARMS:-hilp icvf scratch idm}; do
     encoder=$out/encoder/$arm/seed$seed prior=data.train=$out/data/prior/clips
     case $arm in
+      hilp)
+        stage $encoder $seed $video $distances steps=$video_steps
+        ;;
       icvf)
-        stage $encoder $seed method=icvf $slow data.train=$out/data/video/clips method.gamma=0.98 steps=$video_steps
+        stage $encoder $seed $video steps=$video_steps
         ;;
       idm)
         stage $encoder $seed method=idm_frames $prior steps=$video_steps
@@ -51,12 +57,13 @@ for seed in ${SEEDS:-0 1 2}; do
         encoder=null
         ;;
       *)
-        echo "ARMS=$arm: expected some of icvf scratch idm" >&2
+        echo "ARMS=$arm: expected some of hilp icvf scratch idm" >&2
         exit 1
         ;;
     esac
+    [ $encoder = null ] || once $encoder/probe python -m foundation.probe $maze policy=$encoder run.seed=$seed
     before=$out/$arm/before/seed$seed after=$out/$arm/after/seed$seed
-    rl="method=cql $slow data.shift={pad:2,probability:1.0}"
+    rl="method=cql method.tau=0.02 data.shift={pad:2,probability:1.0}"
     stage $before $seed $rl $prior method.encoder=$encoder steps=$prior_steps
     stage $after $seed $rl init=$before data.train=$demos/clips data.prior=$out/data/prior/clips steps=$target_steps
     play $out/$arm/known/seed$seed $seed $before $known task.evaluation.env.split=train
@@ -64,4 +71,4 @@ for seed in ${SEEDS:-0 1 2}; do
     play $out/$arm/new/seed$seed $seed $after $new
   done
 done
-python -m foundation.report run.dir=$out/report runs=[$out] out=$out/report.html title=V-PTR seeds=[evaluate/success,evaluate/return]
+python -m foundation.report run.dir=$out/report runs=[$out] out=$out/report.html title=V-PTR seeds=[evaluate/success,evaluate/return,probe/rank,probe/untrained/rank,probe/pixels/rank]

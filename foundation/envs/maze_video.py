@@ -51,7 +51,7 @@ class MazeVideo(gymnasium.Env):
 
     reset's options: {"roam": True} = another goal on arrival, without an end, unmarked; {"map": number}.
     Of the engine, never part of a frame: `position` (row, column) in cells, `cell` and `target`, the numbers of the
-    agent's cell and of the goal's in `grid`. `goal` is the frame of an agent at the goal.
+    agent's cell and of the goal's in `grid`; `distance` between them. `goal` is the frame of an agent at the goal.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
@@ -135,6 +135,11 @@ class MazeVideo(gymnasium.Env):
     @property
     def goal(self):
         return self._stored(self.picture.frame(self.grid.cells[self.target] + 0.5, self._mark()))
+
+    @property
+    def distance(self):
+        """Least steps of cells from the agent's cell to the goal's."""
+        return float(self.grid.distances[self.cell, self.target])
 
     def player(self, seed=0, fidgeting=0.0):
         return MazePlayer(self, seed, fidgeting)
