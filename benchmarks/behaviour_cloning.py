@@ -16,12 +16,12 @@ frames. Exit status 1 if they differ. `--default-allocator` shows what returning
 """
 
 import argparse
-import json
 import sys
 import time
 
 import torch
 
+from benchmarks.results import keep
 from foundation.losses.behaviour_cloning import behaviour_cloning_nll
 from foundation.pretraining.vpt import detach
 from foundation.training import keep_memory
@@ -128,10 +128,7 @@ def main():
         for arm in seconds:
             ratio, target = seconds["frame by frame"] / seconds[arm], TARGETS.get(arm)
             print(f"{name:12} {arm:16} {1000 * seconds[arm]:17.2f} {ratio:7.2f} {f'>= {target}' if target else '':>7}")
-    print(json.dumps(result))
-    if args.json:
-        with open(args.json, "w") as handle:
-            json.dump(result, handle, indent=1)
+    keep(result, args.json)
     return 0 if all(result[name]["loss_difference"] < MAX_DIFFERENCE for name in args.nets) else 1
 
 

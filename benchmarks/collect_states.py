@@ -10,7 +10,6 @@ free cores.
 """
 
 import argparse
-import json
 import shutil
 import statistics
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.processes import run
+from benchmarks.results import keep
 from pipelines.command import machine
 
 TASKS = (
@@ -89,8 +89,7 @@ def main():
     rates = {name: round(steps / found) for name, found in median.items()}
     print(f"plain loop {rates['plain']} steps/s, {args.workers} workers {rates['ours']} steps/s")
     print(f"ratio {ratio:.2f} (target >= 1.7 with 2 workers on 2 free cores)")
-    if args.json:
-        Path(args.json).write_text(json.dumps({"ratio": ratio, "steps": steps, **median, **machine()}, indent=1) + "\n")
+    keep({"ratio": ratio, "steps": steps, **median, **machine()}, args.json)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ first arm of each part, of pool against the bare policy. Exit status 1 if the tw
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -23,6 +22,7 @@ from functools import partial
 
 import torch
 
+from benchmarks.results import keep
 from foundation.training import keep_memory
 from models.decision_transformer import DecisionTransformer
 from models.modulation import Modulated
@@ -195,9 +195,7 @@ def main():
             result[f"{part}/{name}"] = {"ms": 1000 * value, "ratio": ratio}
     result["loss_difference"] = difference(args)
     print(f"losses with the same weights differ by {result['loss_difference']:.1e}")
-    if args.json:
-        with open(args.json, "w") as handle:
-            json.dump(result, handle, indent=1)
+    keep(result, args.json)
     return 0 if result["loss_difference"] < 1e-5 else 1
 
 

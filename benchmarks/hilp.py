@@ -16,7 +16,6 @@ the median of the repeats after one that does not count. The weights of all arms
 
 import argparse
 import copy
-import json
 import math
 import sys
 
@@ -25,6 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.decision_transformer import measure
+from benchmarks.results import keep
 from foundation.pretraining.hilp import HilpTask
 from foundation.training import keep_memory
 from models.hilbert import HilbertPolicy
@@ -183,9 +183,7 @@ def main():
         print(f"{name:20} {1000 * value:8.1f} {ratio:7.2f} {target:>8}  {losses[name]:.5f}, {difference:.1e}")
         result[name] = {"milliseconds": 1000 * value, "ratio": ratio, "difference": difference}
         failed |= difference > TOLERANCE.get(name.split()[-1], 0)
-    if args.json:
-        with open(args.json, "w") as handle:
-            json.dump(result, handle, indent=1)
+    keep(result, args.json)
     return int(failed)
 
 

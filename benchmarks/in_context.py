@@ -15,7 +15,6 @@ Exit status 1 if losses or action probabilities of the two implementations diffe
 """
 
 import argparse
-import json
 import sys
 import time
 from functools import partial
@@ -27,6 +26,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.decision_transformer import measure
+from benchmarks.results import keep
 from foundation import in_context, protocols
 from foundation.envs.bandits import GaussianBandit
 from foundation.envs.dark_room import MOVES, DarkRoom
@@ -213,9 +213,7 @@ def main():
             result[f"{part}/{name}"] = {"ratio": ratio, units[part]: ours, "difference": difference}
     if "play" in args.parts:
         print(f"the loop played {args.looped} of {args.tasks} bandits; the others were taken to cost as much")
-    if args.json:
-        with open(args.json, "w") as handle:
-            json.dump(result, handle, indent=1)
+    keep(result, args.json)
     return 0 if worst < 1e-5 else 1
 
 

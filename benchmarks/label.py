@@ -9,13 +9,13 @@ What bf16 is worth depends on the processor: `bf16_matmul_speed` is its rate ove
 """
 
 import argparse
-import json
 import sys
 import time
 
 import numpy as np
 import torch
 
+from benchmarks.results import keep
 from models.vpt import VptInverseDynamics
 from pipelines import checkpoint, schema
 from pipelines.shards import Shards
@@ -117,10 +117,7 @@ def main():
         result[name] = row
         print(f"{name:30} {row['frames_per_cpu_second']:17.1f} {row['ratio']:6.2f} {row['difference']:15.1e}"
               f" {row['agreement']:10.4f}")  # fmt: skip
-    print(json.dumps(result))
-    if args.json:
-        with open(args.json, "w") as handle:
-            json.dump(result, handle, indent=1)
+    keep(result, args.json)
     exact = result["shared, fp32"]["difference"] < MAX_DIFFERENCE
     alike = not trained or result["shared, bf16, channels last"]["agreement"] >= MIN_AGREEMENT
     return 0 if exact and alike else 1

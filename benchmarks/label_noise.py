@@ -10,16 +10,16 @@ against the labels as they are, and one line of JSON.
 
 import argparse
 import io
-import json
 
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
+from benchmarks.results import keep
 from foundation.pretraining.idm import truth
 from pipelines.labeller import Labeller, Settings
-from pipelines.scoring import label_report, without_nan
+from pipelines.scoring import label_report
 from pipelines.shards import Shards
 from pipelines.stream import FrameStore, load_tracks
 from pipelines.windows import label_run
@@ -96,11 +96,7 @@ def main():
     print(f"{'labels':14}" + "".join(f"{name:>18} {'drop':>7}" for name in plain))
     for variant, row in result.items():
         print(f"{variant:14}" + "".join(f"{value:18.3f} {plain[name] - value:7.3f}" for name, value in row.items()))
-    line = json.dumps(without_nan(result))
-    print(line)
-    if args.json:
-        with open(args.json, "w") as handle:
-            handle.write(line + "\n")
+    keep(result, args.json)
 
 
 if __name__ == "__main__":

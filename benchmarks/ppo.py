@@ -9,12 +9,12 @@ busy machine slows all of them; medians over the repeats are printed with their 
 
 import argparse
 import copy
-import json
 import statistics
 import time
 
 import torch
 
+from benchmarks.results import keep
 from foundation.envs import registry
 from foundation.finetuning.ppo import PPO
 from foundation.rollout import Environments, OnPolicy, Rollout, training_seed
@@ -112,9 +112,7 @@ def main():
     print(f"{'arm':28s} {'frames/s':>9s} {'of engine':>10s}   torch threads {torch.get_num_threads()}")
     for name, rate in rates.items():
         print(f"{name:28s} {rate:9.0f} {rate / base:10.3f}")
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump({"frames_per_second": rates, "ratio": {n: r / base for n, r in rates.items()}}, file, indent=1)
+    keep({"frames_per_second": rates, "ratio": {n: r / base for n, r in rates.items()}}, args.json)
 
 
 if __name__ == "__main__":

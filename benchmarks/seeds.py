@@ -15,7 +15,6 @@ if a seed's loss differs by more than 1e-4 of it from the same seed's by itself 
 """
 
 import argparse
-import json
 import sys
 from argparse import Namespace
 
@@ -24,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import hilp
 from benchmarks.decision_transformer import measure
+from benchmarks.results import keep
 from foundation.pretraining.hilp import HilpTask
 from foundation.seeds import SeedTask
 from foundation.training import keep_memory
@@ -128,9 +128,7 @@ def main():
               f" {found['products']:9.2f} {found['arithmetic']:11.2f} {found['gain']:5.2f}   {found['gigaflop']:.3f}"
               f" GFLOP at {found['gigaflop_per_second']:.0f} GFLOP/s", flush=True)  # fmt: skip
         failed |= found["difference"] > TOLERANCE
-    if args.json:
-        with open(args.json, "w") as handle:
-            json.dump(result, handle, indent=1)
+    keep(result, args.json)
     return int(failed)
 
 

@@ -8,14 +8,13 @@ blocks of windows, for whole actions, mouse bins, nats and every group of keys.
 """
 
 import argparse
-import json
 
 import torch
 from tqdm import tqdm
 
+from benchmarks.results import keep
 from pipelines.labeller import Labeller, Settings
 from pipelines.positions import EDGE, edge_ratios, intervals, window_errors
-from pipelines.scoring import without_nan
 from pipelines.shards import Shards
 from pipelines.stream import FrameStore, load_tracks
 
@@ -56,11 +55,7 @@ def main():
         spans = [f"{row[r]:.2f} [{row['intervals'][r][0]:.2f}, {row['intervals'][r][1]:.2f}]"
                  for r in ("first_ratio", "last_ratio")]  # fmt: skip
         print(f"{name:16} {row['centre']:8.4f} {row['first']:8.4f} {row['last']:8.4f}   {spans[0]:22} {spans[1]}")
-    line = json.dumps(without_nan(result))
-    print(line)
-    if args.json:
-        with open(args.json, "w") as handle:
-            handle.write(line + "\n")
+    keep(result, args.json)
 
 
 if __name__ == "__main__":
