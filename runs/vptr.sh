@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # V-PTR in miniature, on mazes seen from above at 32 pixels: (1) values from video without actions, of 1,000 mazes; (2)
-# offline RL (CQL) on ten others, with keys and rewards, from that image encoder; (3) three mazes never seen before, ten
+# offline RL (CQL) on 100 episodes of ten others, with keys and rewards, from that image encoder; (3) three mazes never seen before, ten
 # demonstrations in all, in batches with 90 % of the data before. Arms differ in the encoder that stage 2 begins with:
 #   icvf     of values of intents, as in the paper        hilp     of HILP's distances, with the same loss
 #   idm      of an inverse dynamics model of stage 2's data        scratch  none
@@ -12,13 +12,13 @@ set -euo pipefail
 out=${OUT:-outputs/vptr}
 more=${MORE:-}  # further overrides of every training, e.g. trainer=gpu
 played=${PLAYED:-200}
-video_steps=${VIDEO_STEPS:-3000} prior_steps=${PRIOR_STEPS:-2000} target_steps=${TARGET_STEPS:-1000}
+video_steps=${VIDEO_STEPS:-3000} prior_steps=${PRIOR_STEPS:-1500} target_steps=${TARGET_STEPS:-700}
 
 maze="task=maze_video task.env.size=[32,32] task.env.rooms=3 task.env.episode_frames=100"
 known="task.env.maps=10" new="task.env.maps=3"
 collect="python -m foundation.collect $maze clips.roam=false"
 once $out/data/video/run $collect clips.episodes=${VIDEOS:-1000} run.seed=1 out=$out/data/video/clips
-once $out/data/prior/run $collect $known clips.actions=true clips.episodes=${EPISODES:-500} run.seed=2 out=$out/data/prior/clips
+once $out/data/prior/run $collect $known clips.actions=true clips.episodes=${EPISODES:-100} run.seed=2 out=$out/data/prior/clips
 
 net="method.net.channels=[8,16,16] method.net.dim=128 method.optimizer.lr=1e-3"
 video="method=icvf method.tau=0.03 method.gamma=0.95 data.frame_skip=2 data.train=$out/data/video/clips data.validation=0.1"
