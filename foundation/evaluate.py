@@ -27,6 +27,7 @@ from foundation.actors import (
 )
 from foundation.envs import registry
 from foundation.envs.skills import with_skills, wrapped
+from foundation.envs.world_env import WorldEnv
 from foundation.prompted import prompted
 from foundation.prompts import Prompts
 from foundation.rollout import Environments, evaluation_seed
@@ -176,6 +177,8 @@ def main(cfg):
         if len(tasks) > 1:
             raise DataError(f"{[task['name'] for task in tasks]}: a world is played alone; give one name")
         return evaluate_worlds.score(tasks[0], bundle, cfg)
+    if cfg.memory == "task" and any(issubclass(registry.env_class(task), WorldEnv) for task in tasks):
+        raise DataError("memory=task: every episode of a world is another task, of which there is nothing to remember")
     for task in with_skills(tasks, bundle and bundle.config.get("skills")):
         prefix = "evaluate" if len(tasks) == 1 else f"evaluate/{task['name']}"
         if len(tasks) > 1:

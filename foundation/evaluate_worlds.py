@@ -21,7 +21,7 @@ from foundation.envs.bandits import Bandit, LinearBandit
 from foundation.envs.dark_room import DarkRoom
 from foundation.envs.recovering_bandit import RecoveringBandit, best_periodic
 from foundation.envs.world_env import WorldEnv
-from foundation.envs.worlds import differences
+from foundation.envs.worlds import SPLITS, checked, differences
 from foundation.training import made
 from pipelines import construct
 from pipelines.schema import REWARD, DataError
@@ -111,6 +111,7 @@ def fit(protocol, most, world, name):
 def check_protocol(protocol, world):
     """DataError for a protocol that cannot be played."""
     bandit = isinstance(world, Bandit)
+    checked("protocol.split", protocol["split"], SPLITS)
     for name in ("rounds",) if bandit else ("episodes", "context"):
         if not isinstance(protocol.get(name), int) or protocol[name] < 1:
             raise DataError(f"protocol.{name}={protocol.get(name)}: expected a whole number of at least 1")
@@ -141,9 +142,9 @@ class Evaluation:
     def bandit(self):
         """Cumulative regret online, suboptimality offline."""
         protocol, rounds, curves = self.protocol, self.protocol["rounds"], []
-        lengths = sorted({n for n in protocol["lengths"] if n <= protocol["rounds"]})
+        lengths = within(protocol, "lengths", 0, rounds)
         context = self.world.context(self.tasks, max(lengths), self.generator)
-        at = [n for n in protocol["report"] if 1 <= n <= rounds]
+        at = within(protocol, "report", 1, rounds)
         for who, learner in self.contenders("online").items():
             lost = self.played(who, learner, protocols.bandit_online, rounds)
             regret = lost.cumsum(1)
@@ -159,16 +160,17 @@ class Evaluation:
         """How far the policy's distribution over actions is from the exact posterior's, where there is one."""
         if self.policy is None or not posteriors.known(self.world):
             return []
-        found = self.played("policy", self.policy, protocols.to_posterior, context, [0, *lengths])
-        self.say("posterior", "policy", "distance", [0, *lengths], found)
-        return points("total variation to the exact posterior", "policy", [0, *lengths], found)
+        lengths = sorted({0, *lengths})
+        found = self.played("policy", self.policy, protocols.to_posterior, context, lengths)
+        self.say("posterior", "policy", "distance", lengths, found)
+        return points("total variation to the exact posterior", "policy", lengths, found)
 
     # episodes
 
     def episodes(self):
         """Returns online, by how the context grows; and on given contexts, by whether they show the goal."""
         protocol, curves = self.protocol, []
-        at = [n for n in protocol["report"] if 1 <= n <= protocol["episodes"]]
+        at = within(protocol, "report", 1, protocol["episodes"])
         for mode in protocol["online"]:
             figure = f"online, context {mode['context']}, update per {mode['update']}"
             for who, learner in self.contenders("online").items():
@@ -272,6 +274,14 @@ def picture(world, learner, tasks, context, row):
 
 
 # numbers
+
+
+def within(protocol, name, low, high):
+    """The list `name` of a protocol without what lies outside of low..high, which is said; if all does, the end."""
+    kept = sorted({n for n in protocol[name] if low <= n <= high})
+    if lost := sorted(set(protocol[name]) - set(kept)):
+        log.warning("protocol.%s: left out %s, outside of %d..%d", name, lost, low, high)
+    return kept or [high] * bool(protocol[name])
 
 
 def spread(values):

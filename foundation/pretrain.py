@@ -7,6 +7,7 @@ from functools import partial
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig, OmegaConf
 
 from foundation import callbacks, hub, seeds
@@ -26,7 +27,9 @@ def main(cfg):
         return several(cfg)
     run = prepare(cfg)
     trainer = fit(cfg, run.task, run.data)
-    return finish(run, trainer.global_step, numbers(trainer)) if trainer.is_global_zero else {}
+    if not trainer.is_global_zero:
+        return {}
+    return {**finish(run, trainer.global_step, numbers(trainer)), "minutes": minutes(trainer)}
 
 
 def several(cfg):
@@ -42,7 +45,11 @@ def several(cfg):
         with described(run_folder(run.cfg), run.cfg):
             summaries.append(finish(run, trainer.global_step, own))
         write_summary(run_folder(run.cfg) / "summary.json", summaries[-1])
-    return {"seeds": len(runs), **{n: sum(s[n] for s in summaries) / len(runs) for n in summaries[0]}}
+    return {
+        "seeds": len(runs),
+        "minutes": minutes(trainer),
+        **{n: sum(s[n] for s in summaries) / len(runs) for n in summaries[0]},
+    }
 
 
 @dataclass
@@ -84,7 +91,8 @@ def fit(cfg, task, data, logger=callbacks.csv_logger):
     stop = [] if cfg.stop_after is None else [StopAfter(cfg.stop_after)]  # before the keeper, which saves its count
     every, shown = min(cfg.validate_every, cfg.steps), min(20, cfg.steps)
     trainer = make_trainer(
-        settings, folder, [callbacks.Progress(cfg.steps), StepSeed(cfg.run.seed), *stop, keeper, Preemption(folder)],
+        settings, folder,
+        [callbacks.Progress(cfg.steps), StepSeed(cfg.run.seed), Timer(), *stop, keeper, Preemption(folder)],
         max_steps=cfg.steps, resumed_step=step_of(start), logger=logger,
         val_check_interval=every * settings["accumulate_grad_batches"], check_val_every_n_epoch=None,
         log_every_n_steps=shown,
@@ -98,6 +106,11 @@ def fit(cfg, task, data, logger=callbacks.csv_logger):
 def numbers(trainer):
     """What was measured last; empty if the run had ended before."""
     return {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+
+
+def minutes(trainer):
+    """Spent on training, also before it was stopped and went on."""
+    return next(one for one in trainer.callbacks if isinstance(one, Timer)).time_elapsed("train") / 60
 
 
 def finish(run, steps, measured):
@@ -179,7 +192,8 @@ def initial_net(net_config, init):
     ours, theirs = {k: v for k, v in net_config.items() if k != "dropout"}, dict(bundle.config["net"])
     different = sorted(k for k in ours if ours[k] != theirs.get(k))
     if different:
-        raise DataError(f"init={init} was built with other values of {different}; set method.net.<name> to match them")
+        values = ", ".join(f"{name}={theirs.get(name)}, here {ours[name]}" for name in different)
+        raise DataError(f"init={init} was built with {values}; set method.net.<name> to match, or give data that fits")
     return bundle.net.train(), hub.origin(init, bundle)
 
 

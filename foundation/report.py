@@ -50,6 +50,8 @@ def _header(runs):
     minutes = [m for run in runs if isinstance(m := run.summary.get("minutes"), (int, float))]
     seeds = sorted({str(s) for run in runs if (s := _seed(run)) is not None})
     pairs = [(len(runs), "run" if len(runs) == 1 else "runs")]
+    unfinished = sum(not run.summary for run in runs)
+    pairs += [(unfinished, "without a summary: not finished")] if unfinished else []
     pairs += [(page.number(sum(minutes)), "minutes")] if minutes else []
     pairs += [(", ".join(seeds), "seed" if len(seeds) == 1 else "seeds")] if seeds else []
     aside = sum(run.rejected.total() for run in runs)

@@ -24,6 +24,7 @@ from pipelines.values import CONFIGS, check_values, explain
 
 USER_ERRORS = (DataError, OSError, OmegaConfBaseException)  # OSError: missing files, full disks, no permission
 LOCK_SECONDS = 5
+TRAINED = "last.ckpt"  # in the run directory of a training
 log = logging.getLogger("foundation-policy")
 
 
@@ -67,6 +68,9 @@ def command(name):
                 if "debug=true" in sys.argv or not (known or state["composing"]):
                     raise
                 where = "" if known else f"the config files cannot be read ({type(error).__name__}): "
+                missing = isinstance(error, OSError) and not isinstance(error, HydraException)
+                if missing or "Unable to configure handler" in str(error):  # Hydra's, for its log
+                    where = "the output folder cannot be written; set run.dir=<folder>: "
                 print(f"\n{name}: {where}{explain(error, name)}\n", file=sys.stderr)
                 sys.exit(getattr(error, "status", 2))
 
@@ -80,12 +84,15 @@ def execute(function, cfg):
     """Runs `function(cfg)` in its run directory and writes `config.yaml`, `machine.json` and `summary.json` there."""
     start = time.monotonic()
     folder = run_folder(cfg)
+    if "trainer" not in cfg and (folder / TRAINED).exists():
+        raise DataError(f"{folder} holds a training, whose config and numbers this would replace; set run.dir=<folder>")
     writes = "trainer" not in cfg or first_process()  # only training starts several processes for one run.dir
     if not writes:
         return dict(function(cfg) or {})
     with alone(folder) if "trainer" in cfg else nullcontext(), described(folder, cfg):
         summary = dict(function(cfg) or {})
-    summary["minutes"] = round((time.monotonic() - start) / 60, 3)
+    summary.setdefault("minutes", (time.monotonic() - start) / 60)  # a training that was stopped knows its own
+    summary["minutes"] = round(summary["minutes"], 3)
     write_summary(folder / "summary.json", summary)
     log.info("summary: %s", folder / "summary.json")
     return summary

@@ -106,6 +106,12 @@ def check(key, arrays, spaces):
             raise DataError(f"episode {key}: expected {name} of shape {shape}, got {came}")
         if not np.isfinite(arrays[name]).all():
             raise DataError(f"episode {key}: {name} holds NaN or infinity; leave the episode out")
+        if spaces.n_actions is not None and name in (schema.ACTION, schema.OPTIMAL_ACTION):
+            lost = arrays[name][(arrays[name] < 0) | (arrays[name] >= spaces.n_actions)]
+            if len(lost):
+                raise DataError(
+                    f"episode {key}: {name} {lost[0]}: expected 0 to {spaces.n_actions - 1}, as its spaces say"
+                )
     if not n:
         raise DataError(f"episode {key} has no steps")
 

@@ -231,6 +231,8 @@ def explain(error, name):
         return f"{key.rpartition('.')[0]} is null; to give it a part, write +{key}=..."
     last = "." + key.rpartition(".")[2]
     near = dict.fromkeys([*[n for n in known if f".{n}".endswith(last)], *get_close_matches(key, known, 3, 0.75)])
+    if near.pop(key, key) is None:
+        return f"there is no {key} here, only with another {key.partition('.')[0]}=...; --help lists what there is"
     return f"there is no {key}; {hint(near)}"
 
 
@@ -238,7 +240,8 @@ def names_of(name):
     """Yields (dotted name, default) of the values of a command and of all options of its groups."""
     own = yaml.safe_load((Path(CONFIGS) / f"{name}.yaml").read_text(encoding="utf-8"))
     yield from leaves(own)
-    groups = [group for row in own["defaults"] if isinstance(row, dict) for group in row if " " not in group]
+    groups = [group for row in own["defaults"] if isinstance(row, dict) for group in row]
+    groups = [group for group in groups if " " not in group and group != "experiment"]
     for path in (path for group in groups for path in sorted((Path(CONFIGS) / group).rglob("*.yaml"))):
         text, group = path.read_text(encoding="utf-8"), path.relative_to(CONFIGS).parts[0]
         yield from leaves(yaml.safe_load(text), "" if "@package _global_" in text else f"{group}.")

@@ -54,8 +54,8 @@ def variants(settings, styles=()):
     if bad or not kinds <= {*KINDS, *styles} or not sum(share for _, share in found):
         raise DataError(
             f"behaviour={settings['behaviour']}, mix={mix}, noise={settings['noise']}, noisy={settings['noisy']}:"
-            f" expected behaviours among {[*KINDS, *styles]} (expert means scripted), shares in 0..1 and noise of at"
-            " least 0"
+            f" expected behaviours among {[*KINDS, *styles]} (expert means scripted; of worlds also {CONTEXT}), shares"
+            " in 0..1 and noise of at least 0"
         )
     return [(variant, share) for variant, share in found if share]
 

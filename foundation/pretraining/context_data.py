@@ -135,6 +135,11 @@ class Contexts(Dataset):
         groups = {}
         for episode, tags in enumerate(data.tags):
             groups.setdefault(task_of(tags, owner.by), []).append(episode)
+        if order == "return" and all(len(members) == 1 for members in groups.values()):
+            raise DataError(
+                "data.order=return puts the worse episodes of a task first, but every task of these data has one"
+                " episode; see data.by, or leave it out"
+            )
         if mixed := [task for task, members in groups.items() if len({unknown(data.tags[e]) for e in members}) > 1]:
             raise DataError(
                 f"data.by={list(owner.by)}: episodes of {'/'.join(mixed[0])} are of different tasks of a world, which"

@@ -143,6 +143,11 @@ def test_bad_settings_say_what_to_do(levers, changes, message):
         made(levers, **changes)
 
 
+def test_single_episodes_cannot_be_put_in_order(tmp_path):
+    with pytest.raises(DataError, match="has one episode; see data"):
+        made(write_levers(tmp_path, episodes=1), order="return")
+
+
 def test_positions_are_those_that_are_trained(levers):
     for length, context in ((12, 11), (1, 1)):
         data = made(levers, length=length)

@@ -167,6 +167,8 @@ def test_shards_in_other_units_are_played_in_them(tmp_path):
         (["device=tpu"], "device=tpu"),
         (["memory=task", "video=2"], "memory=task, video=2: a world is played as task.protocol says"),
         (["policy=player"], "policy=player: a world"),
+        (["task.protocol.split=test"], "protocol.split='test'"),
+        (["task.protocol=null", "memory=task"], "every episode of a world is another task"),
         (["task.protocol.rounds=0"], "rounds=0: expected a whole number"),
         (["task.protocol.report=5"], "report=5: expected a list"),
     ],
@@ -176,9 +178,11 @@ def test_what_is_refused(overrides, message, policy, tmp_path):
         play(tmp_path, *(BANDIT if "task=dark_room" not in overrides else []), policy, *overrides)
 
 
-def test_a_protocol_shorter_than_its_report_prints_none(policy, tmp_path):
+def test_a_protocol_shorter_than_its_report_tells_its_end(policy, tmp_path, caplog):
     numbers = play(tmp_path, *BANDIT, policy, "episodes=4", "task.protocol.rounds=4", "task.protocol.report=[0, 5]")
-    assert not any("regret" in name for name in numbers) and "evaluate/offline/policy/suboptimality@4" in numbers
+    told = {name.split("@")[1] for name in numbers if "regret@" in name and not name.endswith("_sem")}
+    assert told == {"4"} and "evaluate/offline/policy/suboptimality@4" in numbers
+    assert "protocol.report: left out [0, 5], outside of 1..4" in caplog.text
 
 
 def test_a_policy_of_another_world_is_named(policy, tmp_path, caplog):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from lightning.pytorch.callbacks import Timer
 from omegaconf import OmegaConf
 
 from foundation import callbacks, checkpoints, finetune, hub, pretrain
@@ -86,6 +87,21 @@ def test_pretraining_goes_on_bit_for_bit(method, data_for, init_for, tmp_path, k
     kill(None)
     run_pretrain(method, tmp_path / "stopped", train, *init)
     same(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_minutes_are_those_of_all_sittings(data_for, tmp_path, kill, monkeypatch):
+    kill(None)
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        train = data_for(compose("pretrain", ["method=dt"]))[0]
+    run_pretrain("dt", tmp_path, train)
+    monkeypatch.setattr(Timer, "state_dict", lambda self: {"time_elapsed": {"train": 3600.0}})
+    kill(4)
+    with pytest.raises(Killed):
+        run_pretrain("dt", tmp_path / "stopped", train)
+    kill(None)
+    monkeypatch.undo()
+    assert 60 <= run_pretrain("dt", tmp_path / "stopped", train)["minutes"] < 65
+    assert 60 <= run_pretrain("dt", tmp_path / "stopped", train)["minutes"] < 65  # nothing was left to train
 
 
 def test_contexts_that_grow_go_on_bit_for_bit(tmp_path, kill):

@@ -26,7 +26,7 @@ def peek(*overrides):
      (["+smaples=3", "bins=few", "shards=5"],
       "there is no smaples; did you mean samples?; shards=5 must be text (in quotes, if it looks like a number);"
       " bins=few must be a whole number"),
-     (["run.dir=/proc/x"], "/proc/x"), (["run=7"], "run")],
+     (["run.dir=/proc/x"], "the output folder cannot be written; set run.dir=<folder>"), (["run=7"], "run")],
 )  # fmt: skip
 def test_what_is_wrong_is_said(tmp_path, overrides, message):
     done = peek(f"run.dir={tmp_path}", *overrides) if "run" not in overrides[0] else peek(*overrides)
@@ -71,6 +71,16 @@ def test_a_command_that_fails_leaves_the_description_of_an_earlier_run(tmp_path)
     with pytest.raises(DataError):
         run(2, DataError("strict=true"), finished=True)  # says so of its own results
     assert OmegaConf.load(tmp_path / "config.yaml").value == 2
+
+
+def test_a_training_is_not_overwritten_by_another_command(tmp_path):
+    (tmp_path / "last.ckpt").touch()
+    cfg = OmegaConf.create({"run": {"dir": str(tmp_path)}})
+    with pytest.raises(DataError, match="holds a training"):
+        execute(lambda cfg: {}, cfg)
+    cfg.trainer = {}
+    execute(lambda cfg: {"minutes": 7.12345}, cfg)  # training goes on there
+    assert '"minutes": 7.123' in (tmp_path / "summary.json").read_text()
 
 
 def test_a_folder_in_which_one_trains_takes_no_second(tmp_path, monkeypatch):

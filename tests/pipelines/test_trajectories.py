@@ -59,6 +59,10 @@ def test_discrete_actions(tmp_path):
     parts = [episode(4, 0, spaces)]
     data = Trajectories.load(write(tmp_path, [(parts[0], None)], spaces))
     np.testing.assert_array_equal(data.action, parts[0]["action"])
+    for name in ("action", "optimal_action"):
+        for wrong in (5, -1):
+            with pytest.raises(DataError, match=f"{name} {wrong}: expected 0 to 4"):
+                write(tmp_path / "wrong", [({**parts[0], name: np.array([0, 1, wrong, 2])}, None)], spaces)
 
 
 @pytest.mark.parametrize(
