@@ -24,20 +24,21 @@ class CqlTask(Followed, PretrainTask):
     """Trains a models.visual_actor_critic.VisualActorCritic, or another net with `all_q` and `act`.
 
     encoder: run or hub folder of method=icvf whose image encoder actor and critics begin with; None: random weights.
-    floor: no Q is pushed below the Monte-Carlo return R.
+    train_encoder: whether it goes on learning. floor: no Q is pushed below the Monte-Carlo return R.
     """
 
     @classmethod
     def configured(cls, net, method, init):
         return check_encoder(net, method["encoder"], init)
 
-    def __init__(self, net, optimizer, gamma, alpha, floor, temperature, tau, encoder=None):
+    def __init__(self, net, optimizer, gamma, alpha, floor, temperature, tau, encoder=None,
+                 train_encoder=True):  # fmt: skip
         super().__init__(net, optimizer)
         if not (0 <= gamma < 1 and alpha >= 0 and temperature > 0 and 0 < tau <= 1):
             given = f"gamma={gamma}, alpha={alpha}, temperature={temperature}, tau={tau}"
             raise DataError(f"method: {given}: expected [0, 1), at least 0, above 0, (0, 1]")
         self.gamma, self.alpha, self.floor, self.temperature, self.tau = gamma, alpha, floor, temperature, tau
-        self.started = start_from(net, encoder)
+        self.started = start_from(net, encoder, train_encoder)
         self.target_critic = slow(net.critic)
 
     def losses(self, batch):

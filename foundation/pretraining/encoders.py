@@ -39,12 +39,17 @@ def check_encoder(net, address, init):
     return net
 
 
-def start_from(net, address):
-    """Copies the encoder at `address` into every FrameEncoder of `net`; where it came from in words, or None."""
+def start_from(net, address, train=True):
+    """Copies the encoder at `address` into every FrameEncoder of `net`; where it came from in words, or None.
+
+    train: whether they go on learning, also where they came with init= or are random.
+    """
+    encoders = [module for module in net.modules() if isinstance(module, FrameEncoder)]
+    for module in encoders:
+        module.requires_grad_(train)
     if address is None:
         return None
     bundle, own = loaded(address)
-    for module in net.modules():
-        if isinstance(module, FrameEncoder):
-            module.load_state_dict(own)
+    for module in encoders:
+        module.load_state_dict(own)
     return f"random weights, but for the image encoders, which are that of {hub.origin(address, bundle)}"

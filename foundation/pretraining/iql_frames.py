@@ -8,7 +8,7 @@ from pipelines.schema import DataError
 class FrameIqlTask(IqlTask):
     """Trains a models.visual_actor_critic.VisualActorCritic with a value, its actor by weighted imitation.
 
-    encoder: as that of `CqlTask`.
+    encoder, train_encoder: as those of `CqlTask`.
     """
 
     @classmethod
@@ -17,8 +17,9 @@ class FrameIqlTask(IqlTask):
             raise DataError("method=iql_frames learns V(s); set method.net.value=true")
         return check_encoder(net, method["encoder"], init)
 
-    def __init__(self, net, optimizer, gamma, expectile, temperature, clip, advantage, tau, ema, encoder=None):
-        started = start_from(net, encoder)  # before the slow copy is made
+    def __init__(self, net, optimizer, gamma, expectile, temperature, clip, advantage, tau, ema, encoder=None,
+                 train_encoder=True):  # fmt: skip
+        started = start_from(net, encoder, train_encoder)  # before the slow copy is made
         super().__init__(net, optimizer, gamma=gamma, expectile=expectile, extraction="awr", temperature=temperature,
                          clip=clip, advantage=advantage, tau=tau, ema=ema)  # fmt: skip
         self.started = started

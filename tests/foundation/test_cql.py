@@ -129,6 +129,19 @@ def test_encoders_are_trained_and_grow_apart(encoder, shards, tmp_path):
     assert all(not torch.equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.parametrize("method", ["cql", "iql_frames"])
+def test_frozen_encoders_stay_as_they_are_also_on_the_target(method, encoder, shards, tmp_path):
+    frozen = "method.train_encoder=false"
+    train(tmp_path / "before", shards, f"method.encoder={encoder}", frozen, method=method)
+    train(tmp_path / "after", shards, f"init={tmp_path / 'before'}", frozen, method=method)
+    theirs = hub.load(encoder).net.encoder[0].state_dict()
+    one, other = (hub.load(tmp_path / name).net for name in ("before", "after"))
+    for net in (one, other):
+        for module in (net.actor.encoder, net.critic.encoder):
+            assert all(torch.equal(value, theirs[name]) for name, value in module.state_dict().items())
+    assert not torch.equal(one.actor.embed[0].weight, other.actor.embed[0].weight)
+
+
 def test_encoders_that_do_not_fit_are_told(encoder, shards, tmp_path):
     start = f"method.encoder={encoder}"
     with pytest.raises(DataError, match=r"set method.net.channels=\[4,4\]"):
