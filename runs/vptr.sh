@@ -16,7 +16,7 @@ played=${PLAYED:-200}
 video_steps=${VIDEO_STEPS:-3000} prior_steps=${PRIOR_STEPS:-1500} target_steps=${TARGET_STEPS:-700}
 
 maze="task=maze_video task.env.size=[32,32] task.env.rooms=3 task.env.episode_frames=100"
-known="task.env.maps=10" new="task.env.maps=3"
+known="task.env.maps=${KNOWN:-10}" new="task.env.maps=3"  # mazes of stage 2, and new ones
 collect="python -m foundation.collect $maze clips.roam=false"
 once $out/data/video/run $collect clips.episodes=${VIDEOS:-1000} run.seed=1 out=$out/data/video/clips
 once $out/data/prior/run $collect $known clips.actions=true clips.episodes=${EPISODES:-100} run.seed=2 out=$out/data/prior/clips
