@@ -231,7 +231,7 @@ def explain(error, name):
         return f"{key.rpartition('.')[0]} is null; to give it a part, write +{key}=..."
     last = "." + key.rpartition(".")[2]
     near = dict.fromkeys([*[n for n in known if f".{n}".endswith(last)], *get_close_matches(key, known, 3, 0.75)])
-    if near.pop(key, key) is None:
+    if key in near:
         return f"there is no {key} here, only with another {key.partition('.')[0]}=...; --help lists what there is"
     return f"there is no {key}; {hint(near)}"
 
