@@ -83,8 +83,8 @@ TABLE = {  # of names that are null, empty, required or taken from elsewhere in 
     COUNT: "action_dim camera_null camera_on context episode_steps episodes goal_dim height length limit maps"
     " max_timestep n_actions n_bins n_buttons n_camera n_keys queries representation_steps skills state_dim stop_after"
     " stride threads vocabulary width workers",
-    NUMBER: "fps gamma grad_clip gradient_clip_val hours noise returns_scale reward_scale spread target_entropy"
-    " timeout_seconds",
+    NUMBER: "encoder_lr fps gamma grad_clip gradient_clip_val hours noise returns_scale reward_scale spread"
+    " target_entropy timeout_seconds",
     BOOL: "carry greedy roam",
     GROUP: "actor_goals augment base numbers shift tags where",
     ("text or a group of values", any_of(is_text, is_group)): "encoder reward",

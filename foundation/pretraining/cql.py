@@ -13,18 +13,19 @@ import torch
 
 from foundation.losses.cql import chosen, cql_penalty, soft_policy_loss
 from foundation.losses.td import td_loss, td_target
-from foundation.pretraining.encoders import check_encoder, start_from
+from foundation.pretraining.encoders import EncoderRate, check_encoder, start_from
 from foundation.pretraining.task import PretrainTask
 from foundation.target_networks import Followed, follow, slow
 from pipelines import schema
 from pipelines.schema import DataError
 
 
-class CqlTask(Followed, PretrainTask):
+class CqlTask(EncoderRate, Followed, PretrainTask):
     """Trains a models.visual_actor_critic.VisualActorCritic, or another net with `all_q` and `act`.
 
     encoder: run or hub folder of method=icvf whose image encoder actor and critics begin with; None: random weights.
-    train_encoder: whether it goes on learning. floor: no Q is pushed below the Monte-Carlo return R.
+    train_encoder: whether it goes on learning; encoder_lr: its rate, None = the optimizer's.
+    floor: no Q is pushed below the Monte-Carlo return R.
     """
 
     @classmethod
@@ -32,12 +33,13 @@ class CqlTask(Followed, PretrainTask):
         return check_encoder(net, method["encoder"], init)
 
     def __init__(self, net, optimizer, gamma, alpha, floor, temperature, tau, encoder=None,
-                 train_encoder=True):  # fmt: skip
+                 train_encoder=True, encoder_lr=None):  # fmt: skip
         super().__init__(net, optimizer)
         if not (0 <= gamma < 1 and alpha >= 0 and temperature > 0 and 0 < tau <= 1):
             given = f"gamma={gamma}, alpha={alpha}, temperature={temperature}, tau={tau}"
             raise DataError(f"method: {given}: expected [0, 1), at least 0, above 0, (0, 1]")
         self.gamma, self.alpha, self.floor, self.temperature, self.tau = gamma, alpha, floor, temperature, tau
+        self.encoder_lr = encoder_lr
         self.started = start_from(net, encoder, train_encoder)
         self.target_critic = slow(net.critic)
 

@@ -39,12 +39,34 @@ def check_encoder(net, address, init):
     return net
 
 
+class EncoderRate:
+    """Part of a task: FrameEncoders of its net learn at the rate `encoder_lr`, None = as all others."""
+
+    encoder_lr = None
+
+    def rates(self):
+        if self.encoder_lr is None:
+            return super().rates()
+        if self.encoder_lr <= 0:
+            given = f"method.encoder_lr={self.encoder_lr}"
+            raise DataError(f"{given}: expected a rate above 0; method.train_encoder=false leaves encoders as they are")
+        encoders = [p for module in encoders_of(self.net) for p in module.parameters()]
+        apart = {id(p) for p in encoders}
+        others = [p for p in self.parameters() if id(p) not in apart]
+        return [(self.optimizer["lr"], others), (self.encoder_lr, encoders)]
+
+
+def encoders_of(net):
+    """Its FrameEncoders."""
+    return [module for module in net.modules() if isinstance(module, FrameEncoder)]
+
+
 def start_from(net, address, train=True):
     """Copies the encoder at `address` into every FrameEncoder of `net`; where it came from in words, or None.
 
     train: whether they go on learning, also where they came with init= or are random.
     """
-    encoders = [module for module in net.modules() if isinstance(module, FrameEncoder)]
+    encoders = encoders_of(net)
     for module in encoders:
         module.requires_grad_(train)
     if address is None:

@@ -58,17 +58,22 @@ class PretrainTask(L.LightningModule):
         for name, value in metrics.items():
             self.log(f"{stage}/{name}", value, prog_bar=name == "loss", on_epoch=stage != "train", batch_size=1)
 
+    def rates(self):
+        """[(learning rate, parameters that have it)] of all parameters."""
+        return [(self.optimizer["lr"], self.parameters())]
+
     def configure_optimizers(self):
         settings = dict(self.optimizer)
         warmup, schedule = settings.pop("warmup_steps"), settings.pop("schedule")
         decay = settings.pop("weight_decay")
         if schedule not in SCHEDULES:
             raise DataError(f"method.optimizer.schedule={schedule!r}: expected one of {sorted(SCHEDULES)}")
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.ndim - self.seeds >= 2], "weight_decay": decay},
-            {"params": [p for p in parameters if p.ndim - self.seeds < 2], "weight_decay": 0.0},
-        ]
+        groups = []
+        for lr, parameters in self.rates():
+            learning = [p for p in parameters if p.requires_grad]
+            matrices = [p for p in learning if p.ndim - self.seeds >= 2]
+            groups.append({"params": matrices, "lr": lr, "weight_decay": decay})
+            groups.append({"params": [p for p in learning if p.ndim - self.seeds < 2], "lr": lr, "weight_decay": 0.0})
         optimizer = torch.optim.AdamW(groups, **settings)
         total = self.trainer.max_steps
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: rate(t, warmup, total, schedule))

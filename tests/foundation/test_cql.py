@@ -142,6 +142,19 @@ def test_frozen_encoders_stay_as_they_are_also_on_the_target(method, encoder, sh
     assert not torch.equal(one.actor.embed[0].weight, other.actor.embed[0].weight)
 
 
+@pytest.mark.parametrize("method", ["cql", "iql_frames"])
+def test_encoders_may_learn_at_a_rate_of_their_own(method, encoder, shards, tmp_path):
+    one_step = (f"method.encoder={encoder}", "steps=1", "method.optimizer.lr=1e-2")
+    train(tmp_path / "slow", shards, *one_step, "method.encoder_lr=1e-4", method=method)
+    theirs, net = hub.load(encoder).net.encoder[0].state_dict(), hub.load(tmp_path / "slow").net
+    for module in (net.actor.encoder, net.critic.encoder):
+        moved = max((value - theirs[name]).abs().max() for name, value in module.state_dict().items())
+        assert moved == pytest.approx(1e-4, rel=1e-2)  # Adam's first step is the rate, whatever the gradient
+    assert net.critic.embed[0].bias.abs().max() > 5e-3
+    with pytest.raises(DataError, match="encoder_lr=0"):
+        train(tmp_path / "still", shards, *one_step, "method.encoder_lr=0", method=method)
+
+
 def test_encoders_that_do_not_fit_are_told(encoder, shards, tmp_path):
     start = f"method.encoder={encoder}"
     with pytest.raises(DataError, match=r"set method.net.channels=\[4,4\]"):
