@@ -5,8 +5,9 @@
 #   two_stage  skills on a finished phi; twice the steps, each of about half the work      cosine   the rate falls to 0
 #   sweep      which of tau and learning rate it is that helps, at a third of the steps
 #   iql, goal_bc    told goals, with the same data, width, batch and steps
+#   rl         from reward prompts on: the skill searched by RL, PPO over skills, over actions, with shaped rewards
 #   rewards    one centred policy told every reward, one policy of differences likewise, IQL trained on each
-# Minutes on one core a seed: 12, 12, 12, 12, 10, 6, 3, 45. Fewer: ARMS="hilp iql" SEEDS=0 STEPS=3000 runs/hilp.sh
+# Minutes on one core a seed: 12, 12, 12, 12, 10, 6, 3, 9, 45. Fewer: ARMS="hilp iql" SEEDS=0 STEPS=3000 runs/hilp.sh
 set -euo pipefail
 . "$(dirname "$0")/once.sh"
 out=${OUT:-outputs/hilp_point_maze}
@@ -50,9 +51,14 @@ paid() {  # paid <name> <seed> <how> <reward> <overrides ...>
   shift 4
   play $name $seed $how task.env.reward=$reward task.evaluation.tasks=1 "$@"
 }
+tuned() {  # tuned <name> <seed> <overrides ...>: RL for one reward, scored before and after on the same episodes
+  local folder=$out/$1/seed$2 seed=$2
+  shift 2
+  once $folder python -m foundation.finetune task=point_maze task.env.reward=${RL_REWARD:-north_east} task.evaluation.tasks=1 task.evaluation.seed=$((100 + seed)) episodes=$played evaluate_every=0 run.seed=$seed "$@" $more
+}
 
 for seed in ${SEEDS:-0 1 2}; do
-  for arm in ${ARMS:-hilp stitch two_stage cosine sweep iql goal_bc rewards}; do
+  for arm in ${ARMS:-hilp stitch two_stage cosine sweep iql goal_bc rl rewards}; do
     case $arm in
       hilp)
         hilp hilp $seed
@@ -90,6 +96,16 @@ for seed in ${SEEDS:-0 1 2}; do
         other goal_bc goal_bc $seed
         goals goal_bc $seed
         ;;
+      rl)
+        hilp hilp $seed
+        skills=$out/hilp/seed$seed
+        ppo="algo=ppo frames=${RL_FRAMES:-30000} data.condition=none"
+        tuned latent_told $seed algo=latent frames=190000 init=$skills algo.prompt=reward data.train=$out/data/navigate
+        tuned latent $seed algo=latent frames=190000 init=$skills
+        tuned ppo_skills $seed $ppo skills.init=$skills
+        tuned ppo $seed $ppo
+        tuned ppo_shaped $seed $ppo shaping.init=$skills algo.agent.advantage_scale=rollout
+        ;;
       rewards)
         hilp hilp $seed
         hilp centred $seed method.net.features=centred
@@ -103,7 +119,7 @@ for seed in ${SEEDS:-0 1 2}; do
         done
         ;;
       *)
-        echo "ARMS=$arm: expected some of hilp stitch two_stage cosine sweep iql goal_bc rewards" >&2
+        echo "ARMS=$arm: expected some of hilp stitch two_stage cosine sweep iql goal_bc rl rewards" >&2
         exit 1
         ;;
     esac

@@ -12,6 +12,7 @@ set -euo pipefail
 . "$(dirname "$0")/once.sh"
 out=${OUT:-outputs/vptr}
 more=${MORE:-}  # further overrides of every training, e.g. trainer=gpu
+offline=${OFFLINE:-}  # of stages 2 and 3, e.g. method.train_encoder=false or method.encoder_lr=1e-4
 played=${PLAYED:-200}
 video_steps=${VIDEO_STEPS:-3000} prior_steps=${PRIOR_STEPS:-1500} target_steps=${TARGET_STEPS:-700}
 
@@ -65,7 +66,7 @@ for seed in ${SEEDS:-0 1 2}; do
     esac
     [ $encoder = null ] || once $encoder/probe python -m foundation.probe $maze policy=$encoder run.seed=$seed
     before=$out/$arm/before/seed$seed after=$out/$arm/after/seed$seed
-    rl="method=cql method.tau=0.02 data.shift={pad:2,probability:1.0}"
+    rl="method=cql method.tau=0.02 data.shift={pad:2,probability:1.0} $offline"
     stage $before $seed $rl $prior method.encoder=$encoder steps=$prior_steps
     stage $after $seed $rl init=$before data.train=$demos/clips data.prior=$out/data/prior/clips steps=$target_steps
     play $out/$arm/known/seed$seed $seed $before $known task.evaluation.env.split=train
