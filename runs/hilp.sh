@@ -99,7 +99,7 @@ for seed in ${SEEDS:-0 1 2}; do
       rl)
         hilp hilp $seed
         skills=$out/hilp/seed$seed
-        ppo="algo=ppo frames=${RL_FRAMES:-30000} data.condition=none"
+        ppo="algo=ppo frames=${RL_FRAMES:-100000} data.condition=none"
         tuned latent_told $seed algo=latent frames=190000 init=$skills algo.prompt=reward data.train=$out/data/navigate
         tuned latent $seed algo=latent frames=190000 init=$skills
         tuned ppo_skills $seed $ppo skills.init=$skills
