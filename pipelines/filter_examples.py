@@ -7,6 +7,7 @@ from PIL import Image, UnidentifiedImageError
 
 from pipelines import untrusted
 from pipelines.contaminate import ARTIFACTS, contaminate
+from pipelines.folders import files_below
 from pipelines.schema import VIDEO, DataError
 from pipelines.shards import Shards
 from pipelines.video import open_clip
@@ -53,7 +54,7 @@ def examples(folder, every):
         raise DataError(
             f"{folder} is not a folder; expected a folder of images ({', '.join(IMAGES)}) or of clip shards"
         )
-    images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES)
+    images = files_below(folder, lambda name: Path(name).suffix.lower() in IMAGES)
     if images:
         return ((read_image(path), path.relative_to(folder).as_posix()) for path in images)
     shards = Shards(folder)

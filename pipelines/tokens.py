@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.folders import files_below
 from pipelines.schema import DataError
 
 ORDERS = ("markov", "iid")
@@ -131,7 +132,7 @@ def text_files(folder):
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; give one with text files ({', '.join(SUFFIXES)}, also as .gz)")
-    found = sorted(p for p in folder.rglob("*") if Path(p.name.removesuffix(".gz")).suffix in SUFFIXES and p.is_file())
+    found = files_below(folder, lambda name: Path(name.removesuffix(".gz")).suffix in SUFFIXES)
     if not found:
         raise DataError(f"{folder} holds no text files; expected {', '.join(SUFFIXES)}, each also as .gz")
     return found

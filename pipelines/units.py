@@ -12,6 +12,7 @@ from pathlib import Path
 from pipelines import manifest as disk
 from pipelines.clips import ClipSettings
 from pipelines.contractor import ContractorOptions, read_index, sessions
+from pipelines.folders import files_below
 from pipelines.recordings import LogError, find_log, kind_of
 from pipelines.schema import DataError
 
@@ -90,7 +91,7 @@ def expand(entry, basedir):
     """Paths of one entry of `videos`."""
     path = Path(entry)
     if path.is_dir():
-        return [p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
+        return files_below(path, lambda name: Path(name).suffix.lower() in SUFFIXES)
     if path.is_file() and path.suffix == ".txt":
         lines = (line.strip() for line in path.read_text().splitlines())
         return [path.parent / line for line in lines if line and not line.startswith("#")]

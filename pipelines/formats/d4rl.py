@@ -12,6 +12,7 @@ import re
 
 import numpy as np
 
+from pipelines.folders import files_below
 from pipelines.formats.episodes import FormatError, box, cut, finish, rows_per_block, scalars, vectors
 from pipelines.formats.hdf5 import column, find, library, opened
 from pipelines.schema import ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, TERMINATED, TRUNCATED
@@ -30,7 +31,7 @@ GOAL, MAX_GOAL = "goal", 128  # numbers of a goal that is a tag
 def units(root, options):
     """[(name, files)]: one file each."""
     library()
-    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix in SUFFIXES)
+    files = [root] if root.is_file() else files_below(root, lambda name: name.endswith(SUFFIXES))
     return [(path.name if path == root else str(path.relative_to(root)), (path,)) for path in files]
 
 

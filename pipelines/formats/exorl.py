@@ -9,6 +9,7 @@ rewards of other tasks are computed, is left where it is.
 
 import numpy as np
 
+from pipelines.folders import files_below
 from pipelines.formats import npz
 from pipelines.formats.episodes import FormatError, box, finish, scalars, vectors
 from pipelines.schema import ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, TERMINATED
@@ -24,7 +25,7 @@ def units(root, options):
     if root.is_file():
         return [(root.name, (root,))]
     folders = {}
-    for path in sorted(root.rglob("*.npz")):
+    for path in files_below(root, lambda name: name.endswith(".npz")):
         folders.setdefault(path.parent, []).append(path)
     return [
         (f"{folder.relative_to(root)}/{start // FILES:05d}", tuple(paths[start : start + FILES]))

@@ -8,6 +8,7 @@ Neither benchmark has terminal states: `dones` marks time limits. Files are read
 
 import numpy as np
 
+from pipelines.folders import files_below
 from pipelines.formats import npz
 from pipelines.formats.episodes import box, cut, finish, rows_per_block, scalars, vectors
 from pipelines.schema import ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, TERMINATED, TRUNCATED
@@ -23,7 +24,7 @@ def units(root, options):
     if root.is_file():
         return [(root.name, (root,))]
     groups = {}
-    for path in sorted(root.rglob("*.npz")):
+    for path in files_below(root, lambda name: name.endswith(".npz")):
         name = path.relative_to(root)
         groups.setdefault(str(name if path.parent == root else name.parent), []).append(path)
     return [(name, tuple(paths)) for name, paths in groups.items()]

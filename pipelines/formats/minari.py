@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.folders import files_below
 from pipelines.formats.episodes import FormatError, box, finish, scalars, vectors
 from pipelines.formats.hdf5 import column, find, library, opened, whole
 from pipelines.schema import (
@@ -51,8 +52,8 @@ def locate(source):
 def units(root, options):
     """[(id, files)]: one file each."""
     library()
-    files = [root] if root.is_file() else sorted(root.rglob(DATA))
-    if not files and list(root.rglob(METADATA)):
+    files = [root] if root.is_file() else files_below(root, DATA.__eq__)
+    if not files and files_below(root, METADATA.__eq__):
         raise DataError(f"{root} is stored as Arrow or Parquet; only Minari's HDF5 data sets are read")
     named = [(path.parent.parent if path.parent.name == "data" else path.parent, path) for path in files]
     return [(path.name if path == root else str(path.relative_to(root)), (file,)) for path, file in named]

@@ -14,6 +14,7 @@ and the tag `rewards` is none. `qpos`, `qvel` and
 
 import numpy as np
 
+from pipelines.folders import files_below
 from pipelines.formats import npz
 from pipelines.formats.episodes import FormatError, box, cut, finish, rows_per_block, scalars, vectors
 from pipelines.schema import ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, TERMINATED, TRUNCATED
@@ -28,7 +29,7 @@ FLAGS = (TRUNCATED, VALID)
 
 def units(root, options):
     """[(name, files)]: one file each."""
-    files = [root] if root.is_file() else sorted(root.rglob("*.npz"))
+    files = [root] if root.is_file() else files_below(root, lambda name: name.endswith(".npz"))
     return [(path.name if path == root else str(path.relative_to(root)), (path,)) for path in files]
 
 
