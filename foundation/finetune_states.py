@@ -186,9 +186,12 @@ def untrained(folder, start, score, worlds, bundle, data):
 
 
 def behaviour(bundle, data):
-    """Mean return, and success, of who made the data: of the given ones, or of those the policy was trained on."""
+    """Mean return, and success, of who made the data: of the given ones, or of those the policy was trained on.
+
+    Skills are learned without rewards, of data that were paid for whatever it was.
+    """
     if data is None:
-        known = bundle.statistics.get("returns_mean")
+        known = None if bundle.config.get("condition") == "skill" else bundle.statistics.get("returns_mean")
         found = {} if known is None else {"behaviour/return": float(known)}
     else:
         found = {"behaviour/return": float(data.data.returns.mean())}

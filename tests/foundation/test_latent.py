@@ -101,11 +101,12 @@ def rows(folder):
 
 
 def test_the_command_goes_on_where_it_was_killed(tmp_path, monkeypatch):
-    skills = write_skills(tmp_path / "skills", PENDULUM)
+    skills = write_skills(tmp_path / "skills", PENDULUM, {"returns_mean": -9.0})  # of the rewards in the data
     options = [*TASK, f"init={skills}", "frames=110", "checkpoint_every=1", "evaluate_every=40"]
     summary = run(finetune, "finetune", *options, f"run.dir={tmp_path / 'straight'}")
     assert summary["finetune/updates"] == 6 and summary["finetune/train_frames"] == 120  # 20 a generation
     assert {"random/return", "initial/return", "finetune/return"} <= summary.keys()
+    assert not any(name.startswith("behaviour") for name in summary)
     original, left = callbacks.Progress.on_train_batch_end, iter(range(3))
 
     def dies(self, *args):
