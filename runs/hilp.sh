@@ -6,8 +6,8 @@
 #   sweep      which of tau and learning rate it is that helps, at a third of the steps
 #   iql, goal_bc    told goals, with the same data, width, batch and steps
 #   rl         from reward prompts on: the skill searched by RL, PPO over skills, over actions, with shaped rewards
-#   rewards    one centred policy told every reward, one policy of differences likewise, IQL trained on each
-# Minutes on one core a seed: 12, 12, 12, 12, 10, 6, 3, 9, 45. Fewer: ARMS="hilp iql" SEEDS=0 STEPS=3000 runs/hilp.sh
+#   rewards    one policy told every reward, IQL trained on each      centred    a policy of centred features told them
+# Minutes on one core a seed: 12, 12, 12, 12, 10, 6, 3, 11, 50, 8. Fewer: ARMS="hilp iql" SEEDS=0 STEPS=3000 runs/hilp.sh
 set -euo pipefail
 . "$(dirname "$0")/once.sh"
 out=${OUT:-outputs/hilp_point_maze}
@@ -17,6 +17,8 @@ episodes=${EPISODES:-400}  # of 1000 steps
 played=${PLAYED:-100}  # episodes; OGBench plays 250
 rewards=${REWARDS:-south_west south_east north_west north_east middle opposite_corners border diagonal north eastward}
 small="data.validation=0.02 data.batch_size=256 method.net.width=128 method.optimizer.lr=1e-3 validate_every=1000"
+
+told="prompt=reward exemplars=$out/data/navigate"
 
 collect="python -m foundation.collect task=point_maze"
 once $out/collect_navigate $collect states.behaviour=navigate states.episodes=$episodes out=$out/data/navigate
@@ -58,7 +60,7 @@ tuned() {  # tuned <name> <seed> <overrides ...>: RL for one reward, scored befo
 }
 
 for seed in ${SEEDS:-0 1 2}; do
-  for arm in ${ARMS:-hilp stitch two_stage cosine sweep iql goal_bc rl rewards}; do
+  for arm in ${ARMS:-hilp stitch two_stage cosine sweep iql goal_bc rl rewards centred}; do
     case $arm in
       hilp)
         hilp hilp $seed
@@ -108,18 +110,21 @@ for seed in ${SEEDS:-0 1 2}; do
         ;;
       rewards)
         hilp hilp $seed
-        hilp centred $seed method.net.features=centred
         for reward in $rewards; do
-          told="prompt=reward exemplars=$out/data/navigate"
-          paid centred $seed $reward $reward $told
-          paid centred $seed $reward-no_ridge $reward $told ridge=0  # as in the paper
           paid hilp $seed $reward $reward $told
           other iql iql_$reward $seed method.tau=0.03 data.reward=$reward
           paid iql_$reward $seed played $reward
         done
         ;;
+      centred)
+        hilp centred $seed method.net.features=centred
+        for reward in $rewards; do
+          paid centred $seed $reward $reward $told
+          paid centred $seed $reward-no_ridge $reward $told ridge=0  # as in the paper
+        done
+        ;;
       *)
-        echo "ARMS=$arm: expected some of hilp stitch two_stage cosine sweep iql goal_bc rl rewards" >&2
+        echo "ARMS=$arm: expected some of hilp stitch two_stage cosine sweep iql goal_bc rl rewards centred" >&2
         exit 1
         ;;
     esac
