@@ -116,9 +116,12 @@ def fresh(cfg, data, worlds):
 
 
 def random_episodes(out, worlds, n, cfg):
-    """Shards of `n` episodes per task with uniform actions; their steps do not count as `frames`."""
+    """Shards of `n` episodes per task with uniform actions; their steps do not count as `frames`.
+
+    A run that goes on plays them again, to the same bytes: they are quick, and left behind by any earlier start.
+    """
     collector = Collector(worlds, None, None, None, cfg.run.seed + 1)
-    with ShardWriter(out, "random") as writer:
+    with ShardWriter(out, "random", unit="random") as writer:
         for task, made in worlds.items():
             spaces, fps = made[0].spaces, made[0].fps
             for number in range(-(-n // len(made))):

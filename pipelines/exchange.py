@@ -85,7 +85,7 @@ def make_job(cfg):
         raise DataError(f"from={root} does not exist")
     plain = OmegaConf.to_container(cfg)
     low, high = (tuple(v) if isinstance(v, list) else v for v in (plain["low"], plain["high"]))
-    options = Options(cfg.fps, low, high, tuple(plain["observation"] or ()), cfg.task, cfg.ends, cfg.last)
+    options = Options(cfg.fps, low, high, tuple(plain["observation"] or ()), cfg.task_name, cfg.ends, cfg.last)
     out = storage.local(cfg.out, "out")
     return Job(root.absolute(), out, cfg.format, options, plain["tags"] or {}, cfg.samples_per_shard, cfg.retry)
 

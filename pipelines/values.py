@@ -75,7 +75,7 @@ SHARES = (
 TABLE = {  # of names that are null, empty, required or taken from elsewhere in the YAML
     TEXT: "after answers artifact basedir best clean clip_model clips cursor_image dir dpt dt ends exemplars format"
     " from idm init keep labels logs message model normalise nulls out policy prior prior_labels prompt reference"
-    " repo revision sheet shards task to tokenizer train truth weights",
+    " repo revision sheet shards task_name to tokenizer train truth weights",
     ("text or a list of texts", any_of(is_text, list_of(is_text))): "runs targets videos",
     LISTS[NUMBER]: "goals shares",
     LISTS[TEXT]: "also heldout observation only pretrained seeds",

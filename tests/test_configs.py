@@ -46,6 +46,12 @@ def defaults(name):
     return {group.removeprefix("optional ").removeprefix("override /"): v for row in rows for group, v in row.items()}
 
 
+@pytest.mark.parametrize("name", PRIMARY)
+def test_no_value_is_named_as_a_group(name):
+    own = yaml.safe_load((ROOT / f"{name}.yaml").read_text())
+    assert not {path.name for path in ROOT.iterdir() if path.is_dir()} & own.keys()  # <name>=... would choose an option
+
+
 def group_options():
     """(primary config, group=option) of every option but experiments, which belong to one command each."""
     for name in PRIMARY:

@@ -170,6 +170,20 @@ def test_fine_tuning_goes_on_bit_for_bit(algo, tmp_path, kill):
     same(tmp_path / "straight", tmp_path / "stopped")
 
 
+def test_training_on_vectors_from_scratch_goes_on_bit_for_bit(tmp_path, kill):
+    kill(None)
+    run_finetune("td3_aux", tmp_path / "straight")
+    for batches in (0, 6, 2):  # before the first checkpoint, too
+        kill(batches)
+        with pytest.raises(Killed):
+            run_finetune("td3_aux", tmp_path / "stopped")
+    kill(None)
+    run_finetune("td3_aux", tmp_path / "stopped")
+    same(tmp_path / "straight", tmp_path / "stopped")
+    run_finetune("td3_aux", tmp_path / "stopped", "resume=never")
+    same(tmp_path / "straight", tmp_path / "stopped")
+
+
 def test_a_checkpoint_between_two_minibatches_holds_the_rest(tmp_path, kill, monkeypatch):
     kill(None)
     run_finetune("ppo", tmp_path / "straight")

@@ -57,7 +57,7 @@ def test_folders_are_read_in_units_and_a_bigger_folder_is_continued(tmp_path, mo
     assert (summary["units"], summary["skipped_units"], summary["episodes"]) == (2, 1, 4)
     data = Trajectories.load(tmp_path / "out")
     assert sorted(data.lengths.tolist()) == [2, 2, 2, 5] and data.tags[0] == {"task": "in"}
-    alone = run(tmp_path / "in" / "3.npz", tmp_path / "alone", format="exorl", task="walk")
+    alone = run(tmp_path / "in" / "3.npz", tmp_path / "alone", format="exorl", task_name="walk")
     assert alone["steps"] == 5 and Trajectories.load(tmp_path / "alone").tags[0] == {"task": "walk"}
 
 
