@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from foundation.rollout import Episode
 from pipelines.command import first_process
+from pipelines.schema import DataError
 
 
 class Rows(ExperimentWriter):
@@ -108,6 +109,29 @@ class Progress(Callback):
     def on_exception(self, trainer, module, exception):
         if hasattr(self, "bar"):
             self.bar.close()
+
+
+class Diverged(Callback):
+    """Ends a run whose loss, or any weight at its end, is NaN or infinite; to stand before what writes checkpoints."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if outputs is not None:
+            self._check(trainer, outputs["loss"], "loss")
+
+    def on_train_end(self, trainer, module):
+        for name, value in module.named_parameters():
+            self._check(trainer, value, name)
+
+    def _check(self, trainer, value, name):
+        broken = not bool(value.isfinite().all())
+        if trainer.world_size > 1:  # all of them stop, or the others would wait for this one
+            broken = trainer.strategy.reduce_boolean_decision(broken, all=False)
+        if broken:
+            raise DataError(
+                f"{name} holds NaN or infinity after step {trainer.global_step}: training diverged. Lower the learning"
+                " rate (method.optimizer.lr, algo.agent.lr), or clip gradients (trainer.gradient_clip_val), and start"
+                " again with resume=never"
+            )
 
 
 class Experience(Callback):

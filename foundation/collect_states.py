@@ -27,7 +27,7 @@ from foundation.envs import registry
 from foundation.envs.behaviour import CONTEXT, Behaviour, assign, loaded, play, trained, variants
 from pipelines import manifest as disk
 from pipelines import schema, workers
-from pipelines.ingest import claim
+from pipelines.ingest import claim, release
 from pipelines.schema import DataError
 from pipelines.shards import ShardWriter
 from pipelines.trajectories import write_episode
@@ -101,7 +101,10 @@ def carry_out(job, processes):
     units = plan(job)
     claim(job.out, job.settings())
     start = time.monotonic()
-    records = run(job, units, processes)
+    try:
+        records = run(job, units, processes)
+    finally:
+        release(job.out)
     seconds = time.monotonic() - start
     made = sum(sum(record["frames"]) for record in records if not record.get("skipped"))
     summary = summarise(records)

@@ -191,6 +191,8 @@ def score(task, bundle, cfg, prefix):
     """Numbers of the policy and of the baselines on one task; films the first `cfg.video` episodes."""
     protocol, vectors = protocol_of(cfg, task), registry.shows_vectors(task)
     overrides = dict(protocol["env"])
+    if any(task.env.get(name) != value for name, value in overrides.items()):
+        log.info("played with %s, as task.evaluation.env says", overrides)
     if vectors and cfg.video:
         raise DataError(f"video={cfg.video}: the task {task.name} shows vectors, there is nothing to film; set video=0")
     if bundle is not None and bundle.spec is None and not vectors:
@@ -203,6 +205,10 @@ def score(task, bundle, cfg, prefix):
         if vectors:
             numbers = score_targets(bundle, worlds, protocol, cfg, prefix)
         else:
+            if cfg.prompt is not None:
+                raise DataError(
+                    f"prompt={cfg.prompt} is for policies of skills or goals, the task {task.name} shows frames"
+                )
             numbers = evaluate(frame_actor(bundle, worlds[0], cfg), worlds, protocol, "policy", prefix, film)
         if bundle is not None and isinstance(bundle.net, HilbertPolicy) and hasattr(worlds[0], "distances"):
             numbers |= distances.compare(Prompts(bundle, cfg.device), worlds[0], prefix)
@@ -297,7 +303,10 @@ def load_policy(address):
         raise DataError(f"policy=<folder> is missing: one that pretrain or finetune left, or {sorted(BASELINES)}")
     bundle = hub.load(address)
     if not hasattr(bundle.net, "step"):
-        raise DataError(f"{address} holds a {type(bundle.net).__name__}, which labels but does not act: give a policy")
+        raise DataError(
+            f"{address} holds a {type(bundle.net).__name__}, which does not act: give a policy, such as one of"
+            " method=vpt, dt or hilp"
+        )
     return bundle
 
 
@@ -326,6 +335,8 @@ def protocol_of(cfg, task=None):
     protocol["episodes"] = protocol["episodes"] if cfg.episodes is None else cfg.episodes
     if cfg.get("environments", 1) < 1:
         raise DataError(f"environments={cfg.environments}: expected at least 1")
+    if protocol.get("tasks", 1) < 1:
+        raise DataError(f"task.evaluation.tasks={protocol['tasks']}: expected at least 1")
     if protocol["episodes"] < 1:
         raise DataError(f"episodes={protocol['episodes']}: expected at least 1")
     return protocol

@@ -39,6 +39,9 @@ log = logging.getLogger("foundation-policy")
 def main(cfg):
     L.seed_everything(cfg.run.seed, verbose=False)
     if registry.shows_vectors(cfg.task):
+        if cfg.policy.init is not None:
+            raise DataError(f"policy.init={cfg.policy.init} is an encoder of frames, {cfg.task.name} shows vectors;"
+                            " start from a policy of vectors with init=, or from skills with skills.init=")  # fmt: skip
         searches = issubclass(get_class(cfg.algo.agent._target_), latent.LatentSearch)
         return (latent if searches else finetune_states).main(cfg)
     if not issubclass(get_class(cfg.algo.agent._target_), PPO):

@@ -68,7 +68,7 @@ def drawn(task, bundle, count, seed):
     if size is None:
         raise DataError("this network has no frames as observations; give one of method=icvf, idm_frames, cql, ...")
     if not hasattr(registry.env_class(task), "distance"):
-        raise DataError(f"task={task['name']} does not know how far its goals are; take task=maze_video")
+        raise DataError(f"the task {task['name']} does not know how far its goals are; take task=maze_video")
     env = registry.make(task, size=tuple(size), **task["evaluation"].get("env", {}))
     frames, goals, distances = [], [], []
     for number in trange(count, unit="state", desc="drawing", disable=None, leave=False):

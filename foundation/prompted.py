@@ -19,6 +19,11 @@ def prompted(bundle, world, cfg):
 
 def told(bundle, world, cfg):
     """The prompt; None = the environments' goals."""
+    if cfg.target is not None:
+        raise DataError(f"target={cfg.target}: this {type(bundle.net).__name__} is told skills or goals, not returns;"
+                        " leave it out")  # fmt: skip
+    if cfg.exemplars is not None and cfg.prompt is None:
+        raise DataError(f"exemplars={cfg.exemplars} say nothing without prompt=plan, reward or demonstration")
     own = own_skill(bundle) if cfg.prompt is None else None
     if own is not None:
         return FixedPrompt(own.to(cfg.device))
@@ -28,6 +33,7 @@ def told(bundle, world, cfg):
         raise DataError(f"prompt={cfg.prompt!r}: expected one of {['goal', *WANTED]}")
     if cfg.exemplars is None:
         raise DataError(f"prompt={cfg.prompt} {WANTED[cfg.prompt]} in data: give exemplars=<trajectory shards>")
+    Prompts(bundle, cfg.device)  # says so if it takes none
     reward = getattr(world, "state_reward", None)
     if cfg.prompt == "reward" and reward is None and hasattr(world, "state_reward"):
         raise DataError(f"prompt=reward: this task pays for goals; set task.env.reward to one of {list(REWARDS)}")

@@ -5,7 +5,8 @@ arXiv:2402.15567).
     prompt = prompts.goal(g)  # or .plan(g, states), .reward(states, following, rewards), .demonstration(states)
     skill = prompt(states)    # [b z] for the states [b s] that b environments show now
 
-Axes: b environments, n samples, m exemplars, s numbers of a state, z of a latent. Skills have length 1, as in training.
+Axes: b environments, n samples, m exemplars, s numbers of a state, z of a latent. Skills have length 1, as in training;
+where a goal is reached, 0.
 """
 
 import logging
@@ -26,6 +27,7 @@ log = logging.getLogger("foundation-policy")
 ROWS = 8192  # states encoded at once
 NEIGHBOURS, RECURSIONS = 50, 3  # states in a plan's midpoint, midpoints: HILP's
 RIDGE = 1.0  # of the features' mean variance
+STILL = 1e-6  # length of a way below which it has no direction
 LITTLE = 0.1  # share of a reward's variance, below which a skill says next to nothing of it
 
 
@@ -34,6 +36,8 @@ class Prompts(SeenStates):
     them; they are normalised here as in training."""
 
     def __init__(self, bundle, device="cpu"):
+        if not hasattr(bundle, "net"):
+            raise DataError(f"expected a loaded policy, got {bundle!r:.80}; load it: Prompts(hub.load({bundle!r:.60}))")
         if not isinstance(bundle.net, HilbertPolicy):
             raise DataError(f"prompts are for policies of skills (method=hilp), this is a {type(bundle.net).__name__}")
         super().__init__(bundle, device)
@@ -57,6 +61,8 @@ class Prompts(SeenStates):
         better fit is taken, `explained` of the prompt is its share of the rewards' variance. DataError for rewards that
         say nothing, a warning where a skill can say hardly any of them.
         """
+        if not 0 <= ridge < float("inf"):
+            raise DataError(f"ridge={ridge}: expected a number of at least 0")
         feature = self.features(observation, next_observation).double().cpu()
         reward = torch.as_tensor(reward, dtype=torch.float64).flatten().cpu()
         n, z = feature.shape
@@ -73,10 +79,13 @@ class Prompts(SeenStates):
         if self.representation.features == "difference":
             fits.append(fitted(self.latent(next_observation).double().cpu(), reward, ridge))
         explained, skill = max(fits, key=lambda fit: fit[0])
+        if not skill.any():
+            raise DataError(f"the {n} steps of the reward prompt are all at one place of phi; give steps that differ")
         log.info("the reward as a skill: %.2f of its variance over %d steps is explained", explained, n)
         if explained < LITTLE:
-            log.warning("that is little: expect no better play than by chance; features=%s cannot say it (moves are"
-                        " said by method.net.features=difference alone)", self.representation.features)  # fmt: skip
+            moves = self.representation.features != "difference"
+            log.warning("that is little: expect no better play than by chance; no direction of phi says this reward%s",
+                        " (of moves: train with method.net.features=difference)" if moves else "")  # fmt: skip
         return FixedPrompt(unit(skill.float().to(self.device)), explained)
 
     def demonstration(self, states):
@@ -84,7 +93,11 @@ class Prompts(SeenStates):
         states = self.seen(states)
         if len(states) < 2:
             raise DataError(f"a demonstration of {len(states)} states shows no way; give at least 2")
-        return FixedPrompt(unit(self.features_of(states[:-1], states[1:]).mean(0)))
+        way = self.features_of(states[:-1], states[1:]).mean(0)
+        if way.norm() < STILL:
+            raise DataError(f"the demonstration's {len(states)} states lead nowhere: it stands, or ends where it began;"
+                            " give one that goes somewhere")  # fmt: skip
+        return FixedPrompt(unit(way))
 
     # latents
 
@@ -173,6 +186,8 @@ class GoalPrompt:
     def told(self, states):
         """Skills [b z] for these states."""
         latent = self.prompts.latent(states)
+        if len(self.target) not in (1, len(latent)):
+            raise DataError(f"{len(self.target)} goals for {len(latent)} states: expected one goal, or one for each")
         return unit(self.towards(latent) - latent)
 
     def towards(self, latent):

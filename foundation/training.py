@@ -36,7 +36,7 @@ def make_trainer(settings, folder, callbacks_, max_steps, resumed_step=0, logger
         "enable_model_summary": False,
         "enable_checkpointing": False,
         "logger": logger(folder, 20, resumed_step),
-        "callbacks": callbacks_,
+        "callbacks": [callbacks.Diverged(), *callbacks_],
         "default_root_dir": folder,
         **options,
     }

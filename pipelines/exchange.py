@@ -18,7 +18,7 @@ from pipelines.exchange_unit import FORMATS, Job, find_units, process
 from pipelines.formats import minari
 from pipelines.formats.episodes import Options
 from pipelines.formats.minari_export import export
-from pipelines.ingest import DATASET, check_there, claim, reasons, write_rejected
+from pipelines.ingest import check_there, claim, reasons, release, write_rejected
 from pipelines.ingest_unit import failed_record
 from pipelines.schema import DataError
 
@@ -47,19 +47,11 @@ def main(cfg):
              reasons(summary))  # fmt: skip
     if not summary["episodes"] or (cfg.strict and summary["rejected"]):
         write_summary(Path(cfg.run.dir) / "summary.json", summary)
-        raise DataError(
-            f"{'no episode was read' if not summary['episodes'] else 'strict=true'}: rejected {reasons(summary)}; see"
-            f" {job.out / 'rejected.jsonl'}"
-        )
+        why = f"rejected {reasons(summary)}; see {job.out / 'rejected.jsonl'}"
+        if not summary["rejected"]:
+            why = f"{job.root} has no rows"
+        raise DataError(f"{'no episode was read' if not summary['episodes'] else 'strict=true'}: {why}")
     return summary
-
-
-def release(out):
-    """Lets other settings have the folder if nothing was written into it; what was rejected, and why, stays."""
-    if not any(out.glob("*.tar")):
-        (out / DATASET).unlink(missing_ok=True)
-        if out.is_dir() and not any(out.iterdir()):
-            out.rmdir()
 
 
 def out_of_shards(cfg):
@@ -80,6 +72,8 @@ def make_job(cfg):
         raise DataError(f"fps={cfg.fps}: expected steps per second above 0")
     if cfg.ends not in (None, "timeouts") or cfg.last not in ("repeat", "drop"):
         raise DataError(f"ends={cfg.ends}, last={cfg.last}: expected null or timeouts, and repeat or drop")
+    if cfg.ends is not None and cfg.format != "d4rl":
+        raise DataError(f"ends={cfg.ends} is for format=d4rl; {cfg.format} says where episodes end, leave it out")
     root = minari.locate(cfg["from"]) if cfg.format == "minari" else Path(cfg["from"])
     if not root.exists():
         raise DataError(f"from={root} does not exist")

@@ -104,6 +104,14 @@ def claim(out, settings):
         raise DataError(f"{out} was made with other settings ({'; '.join(changed)}); choose another out=")
 
 
+def release(out):
+    """Lets other settings have the folder if nothing was written into it; what was rejected, and why, stays."""
+    if not any(out.glob("*.tar")):
+        (out / DATASET).unlink(missing_ok=True)
+        if out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
+
+
 def differences(old, new, prefix=""):
     """["size: [64, 80] -> [128, 128]", ...]"""
     found = []

@@ -22,6 +22,7 @@ CONFIGS = str(Path(__file__).resolve().parents[1] / "configs")
 MAX_SEED = 2**32 - 1  # NumPy's
 CLASSES = {"trainer": "lightning.Trainer", "method.optimizer": "torch.optim.AdamW"}  # groups that take their arguments
 FREE = {"task.evaluation": ("env",)}  # groups -> names that they may have; the environment takes what is below
+SIZES = {"batch_size", "dim", "heads", "hidsize", "latent_dim", "width"}  # nothing has none of these
 FRACTIONS = {"alpha", "impala_width", "limit_mb", "updates_per_frame"}  # numbers whose default happens to be whole
 
 
@@ -30,7 +31,7 @@ def is_whole(value):
 
 
 def is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value  # NaN is none
 
 
 def is_text(value):
@@ -55,6 +56,7 @@ def is_group(value):
 
 ANYTHING = "anything", lambda value: True
 BOOL = "true or false", lambda value: isinstance(value, bool)
+SIZE = "a whole number of at least 1", lambda value: is_whole(value) and value >= 1
 COUNT = "a whole number of at least 0", lambda value: is_whole(value) and value >= 0
 SEED = "a whole number in 0..2^32-1", lambda value: is_whole(value) and 0 <= value <= MAX_SEED
 WHOLE = "a whole number", is_whole
@@ -205,7 +207,7 @@ def kind(name, default, prefix=""):
     if is_number(default):
         if not is_whole(default) or name in FRACTIONS:
             return NUMBER
-        return WHOLE if default < 0 else COUNT  # none of ours counts below zero
+        return WHOLE if default < 0 else SIZE if name in SIZES else COUNT  # none of ours counts below zero
     if isinstance(default, dict):
         return GROUP
     if isinstance(default, list):

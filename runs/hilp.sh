@@ -8,6 +8,7 @@
 #   rl         from reward prompts on: the skill searched by RL, PPO over skills, over actions, with shaped rewards
 #   rewards    one policy told every reward, IQL trained on each      centred    a policy of centred features told them
 # Minutes on one core a seed: 12, 12, 12, 12, 10, 6, 3, 11, 50, 8. Fewer: ARMS="hilp iql" SEEDS=0 STEPS=3000 runs/hilp.sh
+# Also: OUT, MORE, EPISODES, PLAYED, REWARDS, RL_REWARD, RL_FRAMES (of PPO), LATENT_FRAMES, as below
 set -euo pipefail
 . "$(dirname "$0")/once.sh"
 out=${OUT:-outputs/hilp_point_maze}
@@ -17,6 +18,10 @@ episodes=${EPISODES:-400}  # of 1000 steps
 played=${PLAYED:-100}  # episodes; OGBench plays 250
 rewards=${REWARDS:-south_west south_east north_west north_east middle opposite_corners border diagonal north eastward}
 small="data.validation=0.02 data.batch_size=256 method.net.width=128 method.optimizer.lr=1e-3 validate_every=1000"
+arms="hilp stitch two_stage cosine sweep iql goal_bc rl rewards centred"
+for arm in ${ARMS:=$arms}; do
+  [[ " $arms " = *" $arm "* ]] || { echo "ARMS=$arm: expected some of $arms" >&2; exit 1; }
+done
 
 told="prompt=reward exemplars=$out/data/navigate"
 
@@ -60,7 +65,7 @@ tuned() {  # tuned <name> <seed> <overrides ...>: RL for one reward, scored befo
 }
 
 for seed in ${SEEDS:-0 1 2}; do
-  for arm in ${ARMS:-hilp stitch two_stage cosine sweep iql goal_bc rl rewards centred}; do
+  for arm in $ARMS; do
     case $arm in
       hilp)
         hilp hilp $seed
@@ -102,8 +107,8 @@ for seed in ${SEEDS:-0 1 2}; do
         hilp hilp $seed
         skills=$out/hilp/seed$seed
         ppo="algo=ppo frames=${RL_FRAMES:-100000} data.condition=none"
-        tuned latent_told $seed algo=latent frames=190000 init=$skills algo.prompt=reward data.train=$out/data/navigate
-        tuned latent $seed algo=latent frames=190000 init=$skills
+        tuned latent_told $seed algo=latent frames=${LATENT_FRAMES:-190000} init=$skills algo.prompt=reward data.train=$out/data/navigate
+        tuned latent $seed algo=latent frames=${LATENT_FRAMES:-190000} init=$skills
         tuned ppo_skills $seed $ppo skills.init=$skills
         tuned ppo $seed $ppo
         tuned ppo_shaped $seed $ppo shaping.init=$skills algo.agent.advantage_scale=rollout
@@ -122,10 +127,6 @@ for seed in ${SEEDS:-0 1 2}; do
           paid centred $seed $reward $reward $told
           paid centred $seed $reward-no_ridge $reward $told ridge=0  # as in the paper
         done
-        ;;
-      *)
-        echo "ARMS=$arm: expected some of hilp stitch two_stage cosine sweep iql goal_bc rl rewards centred" >&2
-        exit 1
         ;;
     esac
   done

@@ -8,6 +8,7 @@
 # Encoders are probed for the way to a goal in mazes never seen. Policies are played from random starts to random goals
 # on the ten mazes and on the three, before and after stage 3.
 # Every finished line is skipped when run again. A seed: about 40 CPU-minutes. Fewer: ARMS="hilp scratch" SEEDS=0
+# Also: OUT, MORE, OFFLINE, VIDEOS, KNOWN, EPISODES, VIDEO_STEPS, PRIOR_STEPS, TARGET_STEPS, PLAYED, as below
 set -euo pipefail
 . "$(dirname "$0")/once.sh"
 out=${OUT:-outputs/vptr}
@@ -15,6 +16,10 @@ more=${MORE:-}  # further overrides of every training, e.g. trainer=gpu
 offline=${OFFLINE:-}  # of stages 2 and 3, e.g. method.train_encoder=false or method.encoder_lr=1e-4
 played=${PLAYED:-200}
 video_steps=${VIDEO_STEPS:-3000} prior_steps=${PRIOR_STEPS:-1500} target_steps=${TARGET_STEPS:-700}
+arms="hilp icvf scratch idm"
+for arm in ${ARMS:=$arms}; do
+  [[ " $arms " = *" $arm "* ]] || { echo "ARMS=$arm: expected some of $arms" >&2; exit 1; }
+done
 
 maze="task=maze_video task.env.size=[32,32] task.env.rooms=3 task.env.episode_frames=100"
 known="task.env.maps=${KNOWN:-10}" new="task.env.maps=3"  # mazes of stage 2, and new ones
@@ -44,7 +49,7 @@ for seed in ${SEEDS:-0 1 2}; do
     play $out/$player/known/seed$seed $seed $player $known task.evaluation.env.split=train
     play $out/$player/new/seed$seed $seed $player $new
   done
-  for arm in ${ARMS:-hilp icvf scratch idm}; do
+  for arm in $ARMS; do
     encoder=$out/encoder/$arm/seed$seed prior=data.train=$out/data/prior/clips
     case $arm in
       hilp)
@@ -58,10 +63,6 @@ for seed in ${SEEDS:-0 1 2}; do
         ;;
       scratch)
         encoder=null
-        ;;
-      *)
-        echo "ARMS=$arm: expected some of hilp icvf scratch idm" >&2
-        exit 1
         ;;
     esac
     [ $encoder = null ] || once $encoder/probe python -m foundation.probe $maze policy=$encoder run.seed=$seed

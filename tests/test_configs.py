@@ -174,7 +174,7 @@ def on_vectors(algo):
 def search_twice(folder):
     """Two generations of algo=latent, whose `stream` and `agent` belong to no policy that learns."""
     skills = write_skills(folder / "skills", Spaces(3, 1, low=(-2.0,), high=(2.0,)))
-    tiny = ["algo.stream.population=2", "algo.stream.episodes=1", "frames=40", f"init={skills}"]
+    tiny = ["algo.stream.population=2", "algo.agent.elites=1", "algo.stream.episodes=1", "frames=40", f"init={skills}"]
     task = [one for one in TINY_ALGO_VECTORS if one.startswith("task") or "environments" in one]
     cfg = compose("finetune", "algo=latent", f"run.dir={folder}", *task, *tiny, "episodes=1", "evaluate_before=false")
     assert execute(finetune.main.function, cfg)["finetune/updates"] == 2

@@ -187,6 +187,10 @@ def in_skills(tasks, cfg):
 def shaped(tasks, cfg):
     """The tasks as they are trained on: with `shaping`, which evaluations never see."""
     if cfg.shaping.init is None:
+        if cfg.shaping.gamma is not None:
+            raise DataError(
+                f"shaping.gamma={cfg.shaping.gamma} shapes nothing without shaping.init=<run of method=hilp>"
+            )
         return tasks
     told = cfg.data.condition if cfg.init is None else hub.load(cfg.init).config.get("condition", "return")
     if told != "none" or cfg.data.train is not None:

@@ -93,6 +93,9 @@ class Generations(IterableDataset):
         super().__init__()
         if population < 2 or episodes < 1:
             raise DataError(f"algo.stream: population={population}, episodes={episodes}: expected at least 2 and 1")
+        if agent.elites >= population:
+            raise DataError(f"algo.agent.elites={agent.elites} of algo.stream.population={population} chooses none of"
+                            " them; expected fewer")  # fmt: skip
         self.agent, self.play, self.seed, self.budget = agent, play, seed, frames
         self.population, self.each = population, episodes
         self.online_updates = -(-frames // (population * episodes * max(limit, 1)))  # at least

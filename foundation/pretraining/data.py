@@ -151,7 +151,7 @@ def spread(n, at_most):
     return np.unique(np.linspace(0, n - 1, min(n, at_most)).round().astype(int)).tolist()
 
 
-def facts(shards, labels):
+def facts(shards, labels, option="data.labels"):
     """(action spec, (h, w), fps) of shards; DataError if they differ from sample to sample or actions are missing."""
     metas = [entry.meta for entry in shards.entries]
     if not metas:
@@ -166,7 +166,7 @@ def facts(shards, labels):
     if not specs or specs[0] is None:
         raise DataError(
             f"{shards.root} holds video without actions; label it first: python -m pipelines.label clips={shards.root}"
-            " idm=<model> out=<labels>, then pass data.labels=<labels>"
+            f" idm=<model> out=<labels>, then pass {option}=<labels>"
         )
     distinct = {(m["height"], m["width"], m["fps"]) for m in metas}
     if len(distinct) != 1 or any(s != specs[0] for s in specs):

@@ -39,6 +39,8 @@ class FrameStepData(L.LightningDataModule):
             raise DataError(f"{given}: expected at least 1, a share in [0, 1), at least 0")
         if mix_from and not prior:
             raise DataError(f"data.mix_from={mix_from}: until then batches are of data.prior, which is not set")
+        if steps and mix_from >= steps:
+            raise DataError(f"data.mix_from={mix_from}: steps={steps} end before data.train is in a batch")
         self.batch_size, self.workers, self.cache_gb, self.steps, self.seed = batch_size, workers, cache_gb, steps, seed
         self.gamma, self.reward, self.tasks, self.on_damage = gamma, reward, tasks, on_damage
         self.named = {"training shards": train, "labels": labels, "prior shards": prior, "held out": validation}
@@ -60,7 +62,7 @@ class FrameStepData(L.LightningDataModule):
         if states.size is None:
             raise DataError(f"{root} holds {states.kind}; {what} takes trajectory shards of frames")
         labels = Shards(labels, on_damage=self.on_damage) if labels else None
-        found = facts(shards, labels)
+        found = facts(shards, labels, "data.prior_labels" if option == "prior" else "data.labels")
         if self.facts not in (None, found):
             raise DataError(f"{what} has other keys, sizes or rates than data.train; collect them alike")
         self.facts, (self.spec, self.size, self.fps) = found, found

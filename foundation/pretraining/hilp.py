@@ -40,15 +40,25 @@ class HilpTask(Followed, PretrainTask):
         for name, value, options in (("schedule", schedule, SCHEDULES), ("ema", ema, EMA)):
             if value not in options:
                 raise DataError(f"method.{name}={value!r}: expected one of {list(options)}")
-        if not (0 <= gamma < 1 and 0 < expectile < 1 and 0 < skill_expectile < 1 and 0 < tau <= 1):
-            given = f"gamma={gamma}, expectile={expectile}, skill_expectile={skill_expectile}, tau={tau}"
-            raise DataError(f"method: {given}: expected [0, 1), (0, 1), (0, 1), (0, 1]")
+        shares = 0 <= gamma < 1 and 0 < expectile < 1 and 0 < skill_expectile < 1 and 0 < tau <= 1
+        if not (shares and temperature >= 0 and clip > 0):
+            given = f"{gamma=}, {expectile=}, {skill_expectile=}, {tau=}, {temperature=}, {clip=}"
+            raise DataError(f"method: {given}: expected [0, 1), (0, 1), (0, 1), (0, 1], at least 0, above 0")
+        if representation_steps is not None and schedule != "two_stage":
+            raise DataError(f"method.representation_steps={representation_steps} is for method.schedule=two_stage;"
+                            " leave it out")  # fmt: skip
         self.gamma, self.expectile, self.skill_expectile = gamma, expectile, skill_expectile
         self.temperature, self.clip, self.tau, self.ema = temperature, clip, tau, ema
         self.schedule, self.representation_steps = schedule, representation_steps
         self.target_representation, self.target_critic = slow(net.representation), slow(net.critic)
         net.representation.requires_grad_(schedule != "frozen")
         self.terms = torch.compile(self._terms) if compile else self._terms
+
+    def on_fit_start(self):
+        steps, total = self.representation_steps, self.trainer.max_steps
+        if steps is not None and not 0 < steps < total:
+            raise DataError(f"method.representation_steps={steps} of steps={total} leave nothing for phi, or for the"
+                            " skills, to learn in; expected a number between")  # fmt: skip
 
     # losses
 

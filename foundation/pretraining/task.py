@@ -74,7 +74,10 @@ class PretrainTask(L.LightningModule):
             matrices = [p for p in learning if p.ndim - self.seeds >= 2]
             groups.append({"params": matrices, "lr": lr, "weight_decay": decay})
             groups.append({"params": [p for p in learning if p.ndim - self.seeds < 2], "lr": lr, "weight_decay": 0.0})
-        optimizer = torch.optim.AdamW(groups, **settings)
+        try:
+            optimizer = torch.optim.AdamW(groups, **settings)
+        except ValueError as error:
+            raise DataError(f"method.optimizer: {error}") from error
         total = self.trainer.max_steps
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: rate(t, warmup, total, schedule))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

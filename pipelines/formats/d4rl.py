@@ -100,7 +100,11 @@ def typed(raw, chosen, options):
 
 def joined(arrays, chosen):
     """float32 [n s]: the chosen numbers of arrays [n ...] side by side."""
-    found = [vectors(array)[:, which] for array, (_, which) in zip(arrays, chosen, strict=True)]
-    if not all(part.shape[1] for part in found):
-        raise FormatError("observation", "a slice in observation= is empty: no array is that wide")
+    found = []
+    for array, (name, which) in zip(map(vectors, arrays), chosen, strict=True):
+        n = array.shape[1]
+        if not which.start < (n if which.stop is None else which.stop) <= n:
+            asked = f"{name}[{which.start or ''}:{which.stop or ''}]"
+            raise FormatError("observation", f"{asked} is no part of its {n} numbers; set observation=")
+        found.append(array[:, which])
     return np.concatenate(found, 1)

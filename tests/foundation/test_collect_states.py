@@ -107,6 +107,7 @@ def test_other_settings_do_not_mix_into_a_folder(collected):
 def test_bad_settings_say_what_to_do(tmp_path, overrides, message):
     with pytest.raises(DataError, match=message):
         main.function(config(tmp_path, *overrides))
+    assert not list(tmp_path.rglob("dataset.json"))  # other settings may have the folder
 
 
 def test_choices_and_several_tasks_share_a_folder(tmp_path):

@@ -151,8 +151,9 @@ def test_encoders_may_learn_at_a_rate_of_their_own(method, encoder, shards, tmp_
         moved = max((value - theirs[name]).abs().max() for name, value in module.state_dict().items())
         assert moved == pytest.approx(1e-4, rel=1e-2)  # Adam's first step is the rate, whatever the gradient
     assert net.critic.embed[0].bias.abs().max() > 5e-3
-    with pytest.raises(DataError, match="encoder_lr=0"):
-        train(tmp_path / "still", shards, *one_step, "method.encoder_lr=0", method=method)
+    for wrong in ("method.encoder_lr=0",), ("method.encoder_lr=1e-4", "method.train_encoder=false"):
+        with pytest.raises(DataError, match="encoder_lr=0"):
+            train(tmp_path / "still", shards, *one_step, *wrong, method=method)
 
 
 def test_encoders_that_do_not_fit_are_told(encoder, shards, tmp_path):

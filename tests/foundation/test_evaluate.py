@@ -102,6 +102,7 @@ def test_command_on_the_game_with_baselines_and_video(tmp_path):
         ("policy=/no/such/folder", "not a hub folder"),
         ("policy=random episodes=0", "at least 1"),
         ("policy=random baselines=[clever]", "expected one of"),
+        ("policy=random prompt=goal", "the task doom_my_way_home shows frames"),
         ("policy=random device=tpu", "device=tpu: expected cpu"),
     ],
 )

@@ -121,7 +121,7 @@ def test_s_and_the_next_are_shifted_alike(train):
 def test_the_share_of_prior_data(train, prior):
     """Within three standard deviations of 0.9, from the step that is told; before it all rows are prior ones."""
     steps, b = 400, 16
-    data = opened(train, prior=str(prior), mix_from=100, batch_size=b).dataset
+    data = opened(train, prior=str(prior), mix_from=100, batch_size=b, steps=100 + steps).dataset
     drawn = [data.draw(np.random.default_rng((0, 0, step)), b, step) for step in range(100 + steps)]
     assert all((source == 1).all() for source, _ in drawn[:100])
     assert any((source == 0).any() for source, _ in drawn[100:105])
@@ -167,8 +167,8 @@ def test_held_out_episodes(train):
 
 def test_video_without_actions_is_refused_by_name(train, tmp_path):
     video = write_mazes(tmp_path, episodes=2, actions=False)
-    for options in ({"train": video}, {"train": train, "prior": str(video)}):
-        with pytest.raises(DataError, match=r"label it first: python -m pipelines\.label clips="):
+    for options, what in (({"train": video}, "labels"), ({"train": train, "prior": str(video)}, "prior_labels")):
+        with pytest.raises(DataError, match=rf"label it first: python -m pipelines\.label clips=.* data\.{what}="):
             opened(**options)
 
 
@@ -194,6 +194,8 @@ def test_what_does_not_fit_is_told(train, prior, play_shards, tmp_path):
     ):  # fmt: skip
         with pytest.raises(DataError, match=words):
             opened(train, **wrong)
+    with pytest.raises(DataError, match=r"before data\.train is in a batch"):
+        opened(train, prior=str(prior), mix_from=10)
     with pytest.raises(DataError, match="moves the mouse"):
         opened(play_shards)
     with pytest.raises(DataError, match="other keys, sizes or rates"):

@@ -164,6 +164,9 @@ def test_discrete_actions_and_a_mean_that_is_saved(walks, tmp_path):
         (["method.net.metric=l1"], "metric='l1'"),
         (["method.net.n_actions=3"], "n_actions=3, the data None"),
         (["method.gamma=1"], "gamma=1"),
+        (["method.clip=-1"], "clip=-1"),
+        (["method.representation_steps=2"], "is for method.schedule=two_stage"),
+        (["method.schedule=two_stage", "method.representation_steps=9", "steps=9"], "leave nothing for phi, or for"),
         (["data.train=null"], "data.train is not set"),
     ],
 )

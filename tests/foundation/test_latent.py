@@ -145,6 +145,7 @@ def test_user_errors_say_what_to_do(tmp_path, pusher):
         ([f"init={skills}", "algo.prompt=reward"], "give data.train"),
         ([f"init={skills}", "algo.prompt=plan"], "expected one of"),
         ([f"init={skills}", "algo.agent.elites=0"], "elites=0"),
+        ([f"init={skills}", "algo.agent.elites=4"], "elites=4 of algo.stream.population=4 chooses none"),
         ([f"init={skills}", "algo.stream.population=1"], "population=1"),
         ([f"init={skills}", "trainer.devices=2"], "trainer=cpu"),
     ):  # fmt: skip

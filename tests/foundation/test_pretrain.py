@@ -159,7 +159,13 @@ def test_a_config_that_does_not_fit_its_class_is_told(node):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [("steps=0", "steps=0"), ("data.batch_size=0", "batch_size=0"), ("best=validation/loss", "set data.validation")],
+    [
+        ("steps=0", "steps=0"),
+        ("data.batch_size=0", "batch_size=0"),
+        ("best=validation/loss", "set data.validation"),
+        ("method.optimizer.lr=-1", "method.optimizer: Invalid learning rate"),
+        ("method.optimizer.lr=1e30", "training diverged"),
+    ],
 )
 def test_runs_that_would_train_or_keep_nothing_are_refused(change, message, play_shards, tmp_path):
     with pytest.raises(DataError, match=message):

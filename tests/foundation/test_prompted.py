@@ -136,6 +136,9 @@ def test_what_tells_nothing_is_refused(policies, walks, tmp_path):
         (["prompt=reward", exemplars, "task.env.reward=north", "samples=5"], "5 samples cannot tell 6 latent numbers"),
         (["prompt=reward", exemplars, "task.env.reward=north", "samples=0"], "samples=0, ridge=1"),
         (["prompt=reward", exemplars, "task.env.reward=north", "ridge=-1"], "ridge=-1"),
+        ([exemplars], "say nothing without prompt="),
+        (["target=5"], "target=5: this HilbertPolicy is told skills"),
+        (["task.evaluation.tasks=0"], "tasks=0"),
         (["prompt=tell"], "expected one of .*demonstration"),
         (["prompt=goal", "task.env.reward=eastward"], "this task has no goals"),
     ):

@@ -69,6 +69,7 @@ def test_a_run_that_wrote_nothing_leaves_its_folder_to_other_settings(tmp_path, 
     [
         ({"format": "rlds"}, "expected one of minari, lerobot, d4rl, l2m, ogbench, exorl"),
         ({"format": "d4rl", "low": -1}, "set both"),
+        ({"format": "l2m", "ends": "timeouts"}, "ends=timeouts is for format=d4rl"),
         ({"format": "d4rl", "from": "nowhere"}, "does not exist"),
         ({"format": "d4rl"}, "no d4rl files"),
         ({"format": "minari", "from": "hopper/none-v0"}, "neither a path nor a data set"),

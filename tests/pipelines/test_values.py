@@ -52,6 +52,13 @@ def test_null_in_a_group_and_what_is_lightnings_own():
     ]  # fmt: skip
 
 
+def test_nan_is_no_number_and_nothing_no_size():
+    base = {"gamma": 0.9, "width": 8, "layers": 2}
+    assert not list(wrong_kinds({"gamma": 0.5, "width": 1, "layers": 0}, base))
+    wrong = list(wrong_kinds({"gamma": float("nan"), "width": 0, "layers": -1}, base))
+    assert [complaint.split("=")[0] for complaint in wrong] == ["gamma", "width", "layers"]
+
+
 def test_unknown_names_are_told_with_those_that_resemble_them():
     net = "models.critic.EnsembleCritic"
     base = {

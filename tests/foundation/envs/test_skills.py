@@ -195,6 +195,10 @@ def test_policies_of_skills_are_not_trained_as_others(tmp_path):
     goals = checkpoint.save(tmp_path / "goals", net, checkpoint.build(net), extras, "card")
     with pytest.raises(DataError, match="is told goals"):
         run(finetune, "finetune", *TASK, "algo=ppo", *TINY, *ALGOS["ppo"], f"init={goals}", there)
+    with pytest.raises(DataError, match="shapes nothing without"):
+        run(finetune, "finetune", *TASK, "algo=ppo", *TINY, *ALGOS["ppo"], "shaping.gamma=0.5", there)
+    with pytest.raises(DataError, match="is an encoder of frames"):
+        run(finetune, "finetune", *TASK, "algo=ppo", *TINY, *ALGOS["ppo"], "policy.init=outputs/icvf", there)
     with pytest.raises(DataError, match="shows frames"):
         run(finetune, "finetune", "task=maze_video", f"skills.init={skills}", there)
     with pytest.raises(DataError, match=r"leave out skills.init"):

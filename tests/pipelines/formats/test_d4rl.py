@@ -106,7 +106,7 @@ def test_kitchen_without_the_goals_in_its_observations(tmp_path):
     assert data.spaces.state_dim == 31
     np.testing.assert_array_equal(data.observation[:, :30], columns["observations"][:, 30:])
     np.testing.assert_array_equal(data.final_observation, data.observation[[3, 6]])  # nobody knows what followed
-    for part in ("observations[60:]", "observations[0]", "infos/nothing"):
+    for part in ("observations[60:]", "observations[:61]", "observations[0]", "infos/nothing"):
         with pytest.raises(DataError, match=r"rejected (observation|missing) 1"):
             run(path, tmp_path / "none", format="d4rl", observation=[part])
 
