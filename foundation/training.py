@@ -68,9 +68,14 @@ def class_of(node):
 
 
 def fit_from(trainer, module, data, start):
-    """`trainer.fit` from the checkpoint `start`; None: from the beginning."""
-    with quiet():
-        trainer.fit(module, data, ckpt_path=start, weights_only=True)
+    """`trainer.fit` from the checkpoint `start`; None: from the beginning. Interrupted, it ends as everything else."""
+    try:
+        with quiet():
+            trainer.fit(module, data, ckpt_path=start, weights_only=True)
+    except SystemExit as ended:  # Lightning's, with status 1
+        if isinstance(ended.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from ended
+        raise
 
 
 @contextmanager
