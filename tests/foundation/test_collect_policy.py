@@ -78,7 +78,7 @@ def test_what_cannot_play_is_refused_before_anything_is_written(policy, play_sha
         (["states.policy=nowhere"], "nowhere is not a hub folder"),
         ([f"states.policy={policy}", "task.name=MountainCarContinuous-v0"], "state_dim=3, the task Mount.* has 2"),
         ([f"states.policy={policy}", "task.name=CartPole-v1"], "state_dim=3, the task CartPole-v1 has 4"),
-        ([f"states.policy={tmp_path / 'idm'}"], "labels but does not act"),
+        ([f"states.policy={tmp_path / 'idm'}"], "which does not act: give a policy"),
         ([f"states.policy={policy}", "states.target=best"], "target='best'"),
     ):
         with pytest.raises(DataError, match=message):

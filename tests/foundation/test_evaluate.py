@@ -8,8 +8,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from foundation.actors import NoopActor, PolicyActor, RandomActor
-from foundation.evaluate import bootstrap, main, play, say, summarise, wilson
+from foundation.evaluate import main, play
 from foundation.rollout import Episode
+from foundation.scores import bootstrap, say, summarise, wilson
 from pipelines.command import CONFIGS, execute
 from pipelines.schema import DataError
 from tests.foundation.toy_world import CODEC, Bar, TinyPolicy

@@ -121,7 +121,7 @@ def test_every_command_takes_a_name(server, client, tmp_path):
         expected["origin"] = f"ann/{name}@{server.repos[f'ann/{name}']['refs']['main']}"
         for by in ("init", {"idm": "label", "policy": "policy"}[name]):
             assert client.load(f"ann/{name}", by) == expected
-    with pytest.raises(DataError, match="labels but does not act"):
+    with pytest.raises(DataError, match="which does not act: give a policy"):
         client.load("ann/idm", "policy")
     with pytest.raises(DataError, match="ann/policy is no labeller"):
         client.load("ann/policy", "label")
