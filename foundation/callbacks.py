@@ -116,21 +116,21 @@ class Diverged(Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if outputs is not None:
-            self._check(trainer, outputs["loss"], "loss")
+            self._check(trainer, [("loss", outputs["loss"])])
 
     def on_train_end(self, trainer, module):
-        for name, value in module.named_parameters():
-            self._check(trainer, value, name)
+        self._check(trainer, module.named_parameters())
 
-    def _check(self, trainer, value, name):
-        broken = not bool(value.isfinite().all())
+    def _check(self, trainer, named):
+        name = next((name for name, value in named if not value.isfinite().all()), None)
+        broken = name is not None
         if trainer.world_size > 1:  # all of them stop, or the others would wait for this one
             broken = trainer.strategy.reduce_boolean_decision(broken, all=False)
         if broken:
             raise DataError(
-                f"{name} holds NaN or infinity after step {trainer.global_step}: training diverged. Lower the learning"
-                " rate (method.optimizer.lr, algo.agent.lr), or clip gradients (trainer.gradient_clip_val), and start"
-                " again with resume=never"
+                f"{name or 'another process'} holds NaN or infinity after step {trainer.global_step}: training"
+                " diverged. Lower the learning rate (method.optimizer.lr, algo.agent.lr), or clip gradients"
+                " (trainer.gradient_clip_val), and start again with resume=never"
             )
 
 

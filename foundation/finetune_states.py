@@ -118,7 +118,7 @@ def fresh(cfg, data, worlds):
 def random_episodes(out, worlds, n, cfg):
     """Shards of `n` episodes per task with uniform actions; their steps do not count as `frames`.
 
-    A run that goes on plays them again, to the same bytes: they are quick, and left behind by any earlier start.
+    A run that goes on plays them again, to the same bytes: which is quick.
     """
     collector = Collector(worlds, None, None, None, cfg.run.seed + 1)
     with ShardWriter(out, "random", unit="random") as writer:

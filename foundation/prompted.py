@@ -33,12 +33,13 @@ def told(bundle, world, cfg):
         raise DataError(f"prompt={cfg.prompt!r}: expected one of {['goal', *WANTED]}")
     if cfg.exemplars is None:
         raise DataError(f"prompt={cfg.prompt} {WANTED[cfg.prompt]} in data: give exemplars=<trajectory shards>")
-    Prompts(bundle, cfg.device)  # says so if it takes none
+    prompts = Prompts(bundle, cfg.device)
     reward = getattr(world, "state_reward", None)
     if cfg.prompt == "reward" and reward is None and hasattr(world, "state_reward"):
         raise DataError(f"prompt=reward: this task pays for goals; set task.env.reward to one of {list(REWARDS)}")
-    data, prompts = Trajectories.load(cfg.exemplars), Prompts(bundle, cfg.device)
-    return from_data(prompts, cfg.prompt, data, cfg.run.seed, reward, cfg.samples, cfg.ridge)
+    return from_data(
+        prompts, cfg.prompt, Trajectories.load(cfg.exemplars), cfg.run.seed, reward, cfg.samples, cfg.ridge
+    )
 
 
 def from_data(prompts, prompt, data, seed, reward=None, samples=SAMPLES, ridge=RIDGE):

@@ -53,7 +53,7 @@ class EncoderRate:
         encoders = [p for module in encoders_of(self.net) for p in module.parameters()]
         if not any(p.requires_grad for p in encoders):
             given = f"method.encoder_lr={self.encoder_lr}"
-            raise DataError(f"{given} is of no use to encoders that do not learn; leave out it, or train_encoder=false")
+            raise DataError(f"{given} is of no use to encoders that do not learn; leave it out, or train_encoder=false")
         apart = {id(p) for p in encoders}
         others = [p for p in self.parameters() if id(p) not in apart]
         return [(self.optimizer["lr"], others), (self.encoder_lr, encoders)]

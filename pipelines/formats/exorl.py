@@ -25,7 +25,7 @@ def units(root, options):
     if root.is_file():
         return [(root.name, (root,))]
     folders = {}
-    for path in files_below(root, lambda name: name.endswith(".npz")):
+    for path in files_below(root, npz.is_npz):
         folders.setdefault(path.parent, []).append(path)
     return [
         (f"{folder.relative_to(root)}/{start // FILES:05d}", tuple(paths[start : start + FILES]))

@@ -24,7 +24,7 @@ def units(root, options):
     if root.is_file():
         return [(root.name, (root,))]
     groups = {}
-    for path in files_below(root, lambda name: name.endswith(".npz")):
+    for path in files_below(root, npz.is_npz):
         name = path.relative_to(root)
         groups.setdefault(str(name if path.parent == root else name.parent), []).append(path)
     return [(name, tuple(paths)) for name, paths in groups.items()]

@@ -13,6 +13,11 @@ from pipelines.shards import MAX_ARRAY_BYTES, ODD
 DAMAGE = (zipfile.BadZipFile, zlib.error, tokenize.TokenError, OSError, *ODD)
 
 
+def is_npz(name):
+    """Whether a file is one, by its name."""
+    return name.endswith(".npz")
+
+
 @contextmanager
 def zipped(path):
     """The archive; what is damaged in it is a FormatError."""

@@ -29,7 +29,7 @@ FLAGS = (TRUNCATED, VALID)
 
 def units(root, options):
     """[(name, files)]: one file each."""
-    files = [root] if root.is_file() else files_below(root, lambda name: name.endswith(".npz"))
+    files = [root] if root.is_file() else files_below(root, npz.is_npz)
     return [(path.name if path == root else str(path.relative_to(root)), (path,)) for path in files]
 
 

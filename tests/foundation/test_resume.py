@@ -1,6 +1,7 @@
 """Runs that stop anywhere and go on: rows of metrics.csv and final weights are those of a run that never stopped."""
 
 import csv
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,16 @@ def kill(monkeypatch):
         monkeypatch.setattr(callbacks.Progress, "on_train_batch_end", end)
 
     return arm
+
+
+def killed_and_again(kill, batches, run):
+    """Runs a command that dies in one of these batches each time, then to its end."""
+    for n in batches:
+        kill(n)
+        with pytest.raises(Killed):
+            run()
+    kill(None)
+    run()
 
 
 def rows(folder):
@@ -161,26 +172,17 @@ def test_fine_tuning_goes_on_bit_for_bit(algo, tmp_path, kill):
     init = [f"init={tmp_path / 'init'}"]  # anchored: the prior has a memory of its own
     init += [f"data.train={tmp_path / 'init' / 'random'}"] if on_vectors(algo) else []
     run_finetune(algo, tmp_path / "straight", *init)
-    for batches in (6, 2):
-        kill(batches)
-        with pytest.raises(Killed):
-            run_finetune(algo, tmp_path / "stopped", *init)
-    kill(None)
-    run_finetune(algo, tmp_path / "stopped", *init)
+    killed_and_again(kill, (6, 2), partial(run_finetune, algo, tmp_path / "stopped", *init))
     same(tmp_path / "straight", tmp_path / "stopped")
 
 
 def test_training_on_vectors_from_scratch_goes_on_bit_for_bit(tmp_path, kill):
     kill(None)
     run_finetune("td3_aux", tmp_path / "straight")
-    for batches in (0, 6, 2):  # before the first checkpoint, too
-        kill(batches)
-        with pytest.raises(Killed):
-            run_finetune("td3_aux", tmp_path / "stopped")
-    kill(None)
-    run_finetune("td3_aux", tmp_path / "stopped")
+    again = partial(run_finetune, "td3_aux", tmp_path / "stopped")
+    killed_and_again(kill, (0, 6, 2), again)  # before the first checkpoint, too
     same(tmp_path / "straight", tmp_path / "stopped")
-    run_finetune("td3_aux", tmp_path / "stopped", "resume=never")
+    again("resume=never")
     same(tmp_path / "straight", tmp_path / "stopped")
 
 
@@ -194,12 +196,7 @@ def test_a_checkpoint_between_two_minibatches_holds_the_rest(tmp_path, kill, mon
         original(self, *args)
 
     monkeypatch.setattr(checkpoints.Checkpoint, "on_train_batch_end", at_every_step)
-    for batches in (2, 4):
-        kill(batches)
-        with pytest.raises(Killed):
-            run_finetune("ppo", tmp_path / "stopped")
-    kill(None)
-    run_finetune("ppo", tmp_path / "stopped")
+    killed_and_again(kill, (2, 4), partial(run_finetune, "ppo", tmp_path / "stopped"))
     same(tmp_path / "straight", tmp_path / "stopped")
 
 
